@@ -1,0 +1,206 @@
+//! Executable images and where they are mapped: address × time, as sorted immutable arrays.
+
+use crate::units::{ImageId, Ip, Svma, Tsc};
+
+/// A stretch of code bytes of an image.
+#[derive(Clone, Copy, Debug)]
+pub struct CodeRegion<'m> {
+    /// Stated address of the first byte.
+    pub start: Svma,
+    /// The code.
+    pub bytes: &'m [u8],
+}
+
+/// Code bytes with stated addresses: an ELF file's executable segments, or whatever else holds code.
+///
+/// An image without regions is known by name only (its file is missing): code in it cannot be walked.
+#[derive(Clone, Debug, Default)]
+pub struct CodeImage<'m> {
+    regions: Vec<CodeRegion<'m>>,
+}
+
+impl<'m> CodeImage<'m> {
+    /// Takes the regions in any order; of overlapping ones the later in the list loses its overlap.
+    pub fn new(mut regions: Vec<CodeRegion<'m>>) -> Self {
+        regions.sort_by_key(|region| region.start);
+        let mut kept: Vec<CodeRegion<'m>> = Vec::with_capacity(regions.len());
+        for mut region in regions {
+            if let Some(last) = kept.last() {
+                let end = last.start.0.saturating_add(last.bytes.len() as u64);
+                if region.start.0 < end {
+                    let cut = ((end - region.start.0).min(region.bytes.len() as u64)) as usize;
+                    region.start = Svma(end);
+                    region.bytes = &region.bytes[cut..];
+                }
+            }
+            if !region.bytes.is_empty() {
+                kept.push(region);
+            }
+        }
+        Self { regions: kept }
+    }
+
+    /// The code from `svma` to the end of its region; `None` where there is none.
+    #[inline]
+    pub fn code_at(&self, svma: Svma) -> Option<&'m [u8]> {
+        let after = self.regions.partition_point(|region| region.start <= svma);
+        let region = self.regions[..after].last()?;
+        let skip = usize::try_from(svma.0 - region.start.0).ok()?;
+        region.bytes.get(skip..).filter(|bytes| !bytes.is_empty())
+    }
+
+    /// The regions, sorted by address, disjoint.
+    pub fn regions(&self) -> &[CodeRegion<'m>] {
+        &self.regions
+    }
+}
+
+/// All images of a capture.
+#[derive(Clone, Debug, Default)]
+pub struct Images<'m> {
+    images: Vec<CodeImage<'m>>,
+}
+
+impl<'m> Images<'m> {
+    /// Adds an image.
+    pub fn push(&mut self, image: CodeImage<'m>) -> ImageId {
+        let id = ImageId(self.images.len() as u32);
+        self.images.push(image);
+        id
+    }
+
+    /// The image of that id, if there is one.
+    #[inline]
+    pub fn get(&self, id: ImageId) -> Option<&CodeImage<'m>> {
+        self.images.get(id.0 as usize)
+    }
+
+    /// How many images there are.
+    pub fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    /// True where there is none.
+    pub fn is_empty(&self) -> bool {
+        self.images.is_empty()
+    }
+}
+
+/// An image mapped at `[start, end)`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mapping {
+    /// First address.
+    pub start: Ip,
+    /// One past the last address.
+    pub end: Ip,
+    /// The image.
+    pub image: ImageId,
+    /// The image's stated address that lies at `start`.
+    pub svma: Svma,
+}
+
+impl Mapping {
+    /// The stated address of a runtime address inside the mapping.
+    #[inline]
+    pub fn to_svma(&self, ip: Ip) -> Svma {
+        Svma(ip.0.wrapping_sub(self.start.0).wrapping_add(self.svma.0))
+    }
+
+    /// The difference runtime minus stated address, modulo 2^64.
+    #[inline]
+    pub fn bias(&self) -> u64 {
+        self.start.0.wrapping_sub(self.svma.0)
+    }
+}
+
+/// What is mapped where at one time: disjoint mappings, sorted by address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AddressSpace {
+    mappings: Vec<Mapping>,
+}
+
+impl AddressSpace {
+    /// Builds from mappings in order of time: a later one cuts what it overlaps of the earlier ones.
+    pub fn new(in_time_order: impl IntoIterator<Item = Mapping>) -> Self {
+        let mut space = Self::default();
+        for mapping in in_time_order {
+            space.map(mapping);
+        }
+        space
+    }
+
+    fn map(&mut self, new: Mapping) {
+        if new.start >= new.end {
+            return;
+        }
+        let mut kept = Vec::with_capacity(self.mappings.len() + 2);
+        for old in self.mappings.drain(..) {
+            if old.end <= new.start || old.start >= new.end {
+                kept.push(old);
+                continue;
+            }
+            if old.start < new.start {
+                kept.push(Mapping { end: new.start, ..old });
+            }
+            if old.end > new.end {
+                kept.push(Mapping { start: new.end, svma: old.to_svma(new.end), ..old });
+            }
+        }
+        let at = kept.partition_point(|mapping| mapping.start < new.start);
+        kept.insert(at, new);
+        self.mappings = kept;
+    }
+
+    /// The mapping that holds the address.
+    #[inline]
+    pub fn find(&self, ip: Ip) -> Option<&Mapping> {
+        let after = self.mappings.partition_point(|mapping| mapping.start <= ip);
+        self.mappings[..after].last().filter(|mapping| ip < mapping.end)
+    }
+
+    /// The runtime address of an image's stated address, if that part of the image is mapped.
+    pub fn avma(&self, image: ImageId, svma: Svma) -> Option<Ip> {
+        self.mappings.iter().filter(|mapping| mapping.image == image).find_map(|mapping| {
+            let delta = svma.0.checked_sub(mapping.svma.0)?;
+            (delta < mapping.end.0 - mapping.start.0).then(|| Ip(mapping.start.0 + delta))
+        })
+    }
+
+    /// The mappings, sorted by address, disjoint.
+    pub fn mappings(&self) -> &[Mapping] {
+        &self.mappings
+    }
+}
+
+/// The address spaces of one process over time.
+///
+/// A version holds every mapping that lived in its interval, also those made later in it, as long as none
+/// overlaps another: so most processes have one version for all their life, and no clock is needed to choose.
+#[derive(Clone, Debug, Default)]
+pub struct AddressSpaces {
+    versions: Vec<(Tsc, AddressSpace)>,
+}
+
+impl AddressSpaces {
+    /// Versions in rising order of the time from which they hold; the first one holds from the beginning.
+    pub fn new(versions: Vec<(Tsc, AddressSpace)>) -> Self {
+        debug_assert!(versions.is_sorted_by_key(|version| version.0));
+        Self { versions }
+    }
+
+    /// One version for all time.
+    pub fn constant(space: AddressSpace) -> Self {
+        Self { versions: vec![(Tsc(0), space)] }
+    }
+
+    /// The versions with the time each begins at.
+    pub fn versions(&self) -> &[(Tsc, AddressSpace)] {
+        &self.versions
+    }
+
+    /// Index of the version at that time; 0 where the time is not known.
+    pub fn index_at(&self, time: Option<Tsc>) -> usize {
+        let Some(time) = time else { return 0 };
+        self.versions.partition_point(|version| version.0 <= time).saturating_sub(1)
+    }
+}
