@@ -11,5 +11,6 @@ pub mod config;
 pub mod image;
 pub mod packet;
 pub mod profile;
+pub mod psb;
 pub mod stream;
 pub mod units;

@@ -2,8 +2,12 @@
 //!
 //! Byte layouts: Intel SDM vol. 3C, "Intel Processor Trace", section "Trace Packets and Data Types".
 
+mod display;
 pub mod encoder;
+mod ip;
 pub mod lexer;
+
+pub use ip::{IpBytes, IpPayload, LastIp};
 
 /// Up to 47 branch outcomes, as a TNT packet carries them.
 ///
@@ -14,32 +18,6 @@ pub struct TntBits {
     pub bits: u64,
     /// How many outcomes there are: 1..=6 in a short TNT, 1..=47 in a long one.
     pub count: u8,
-}
-
-/// How an IP packet carries its address (the IPBytes field).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum IpBytes {
-    /// 0: no address ("out of context"); the last IP stays.
-    Suppressed,
-    /// 1: 16 bits replace the low bits of the last IP.
-    Update16,
-    /// 2: 32 bits replace the low bits of the last IP.
-    Update32,
-    /// 3: 48 bits, sign-extended; needs no last IP.
-    Sext48,
-    /// 4: 48 bits replace the low bits of the last IP.
-    Update48,
-    /// 6: all 64 bits.
-    Full,
-}
-
-/// The address of a TIP, TIP.PGE, TIP.PGD or FUP packet, still compressed against the last IP.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct IpPayload {
-    /// The compression form.
-    pub form: IpBytes,
-    /// The payload's bits, zero-extended; 0 where suppressed.
-    pub raw: u64,
 }
 
 /// The execution mode that MODE.Exec announces.
@@ -122,27 +100,4 @@ pub enum Packet {
     Evd { kind: u8, payload: u64 },
     /// Trigger; `count` (ICNT) where present, `mult` = several triggers since.
     Trig { ip: bool, mult: bool, bits: u8, count: Option<u16> },
-}
-
-/// The last IP: the one register against which all four IP packet kinds are compressed.
-///
-/// SDM: "IP compression". Zero at PSB; kept across OVF.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct LastIp(pub u64);
-
-impl LastIp {
-    /// Takes an IP packet's payload in; gives the full address, or `None` where the packet carries none.
-    #[inline]
-    pub fn update(&mut self, payload: IpPayload) -> Option<u64> {
-        let raw = payload.raw;
-        self.0 = match payload.form {
-            IpBytes::Suppressed => return None,
-            IpBytes::Update16 => (self.0 & !0xffff) | (raw & 0xffff),
-            IpBytes::Update32 => (self.0 & !0xffff_ffff) | (raw & 0xffff_ffff),
-            IpBytes::Sext48 => ((raw << 16) as i64 >> 16) as u64,
-            IpBytes::Update48 => (self.0 & !0xffff_ffff_ffff) | (raw & 0xffff_ffff_ffff),
-            IpBytes::Full => raw,
-        };
-        Some(self.0)
-    }
 }
