@@ -120,6 +120,11 @@ pub struct AddressSpace {
 }
 
 impl AddressSpace {
+    /// A space with nothing mapped.
+    pub const fn empty() -> Self {
+        Self { mappings: Vec::new() }
+    }
+
     /// Builds from mappings in order of time: a later one cuts what it overlaps of the earlier ones.
     pub fn new(in_time_order: impl IntoIterator<Item = Mapping>) -> Self {
         let mut space = Self::default();

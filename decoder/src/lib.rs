@@ -7,10 +7,20 @@
 //! *Invariant*: no input bytes make this crate panic, hang or use unbounded memory.
 //! *Invariant*: nothing is guessed across a gap; every lost byte stands in the ledger with its reason.
 
+pub mod clock;
+pub mod code;
 pub mod config;
+pub mod graph;
 pub mod image;
+pub mod insn;
+pub mod ledger;
 pub mod packet;
+pub mod plan;
 pub mod profile;
 pub mod psb;
+pub mod reader;
+pub mod run;
+pub mod sink;
 pub mod stream;
 pub mod units;
+pub mod walk;

@@ -80,3 +80,24 @@ pub struct EdgeRow {
     /// Times it was mispredicted, where known; else 0.
     pub mispredicted: u64,
 }
+
+/// Sorts rows by kind, from, to, and sums those of the same branch and target.
+pub fn merge_rows(rows: &mut Vec<EdgeRow>) {
+    rows.sort_unstable_by_key(EdgeRow::key);
+    rows.dedup_by(|row, kept| {
+        let same = row.key() == kept.key();
+        if same {
+            kept.taken += row.taken;
+            kept.not_taken += row.not_taken;
+            kept.mispredicted += row.mispredicted;
+        }
+        same
+    });
+}
+
+impl EdgeRow {
+    /// What makes two rows the same branch with the same target.
+    pub fn key(&self) -> (EdgeKind, Option<CodeAddr>, Option<CodeAddr>) {
+        (self.kind, self.from, self.to)
+    }
+}

@@ -1,0 +1,177 @@
+//! Cutting streams into work units at PSBs.
+//!
+//! A PSB clears all packet state (SDM, "Packet Stream Boundary Packet"), so what begins at one needs nothing from
+//! before it. Units are cut near equal distances, so only the bytes around each cut are searched.
+//!
+//! ```text
+//! stream  ├─junk─┤PSB┄┄┄┄┄┄PSB┄┄┄┄┄┄┤ hole ├─junk─┤PSB┄┄┄┄┄┄┄┄┤
+//! units           └─ unit ─┘└─ unit ─┘              └── unit ──┘
+//! ```
+
+use crate::ledger::{Ledger, Loss, LossReason};
+use crate::psb::next_psb;
+use crate::reader::Position;
+use crate::stream::{Break, Piece, TraceStream};
+use crate::units::AuxOffset;
+
+/// Bytes of trace in a unit, about: enough to keep a worker busy for milliseconds, few enough to keep the results of
+/// the units in flight small.
+pub const UNIT_BYTES: usize = 2 << 20;
+
+/// A stretch of one stream that is decoded on its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unit {
+    /// Index of the stream.
+    pub stream: usize,
+    /// Where its first PSB lies.
+    pub from: Position,
+    /// Where the next unit's PSB lies, or the end of the stretch.
+    pub end: Position,
+    /// True where the unit before does not lead up to this one: the stream begins here, or has a hole before.
+    pub after_break: bool,
+    /// Bytes from `from` to `end`.
+    pub bytes: u64,
+}
+
+/// All units of some streams, in stream order, and what is lost before any decoding.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// The units: stream after stream, each from its start to its end.
+    pub units: Vec<Unit>,
+    /// For each stream what lies outside all units.
+    pub ledgers: Vec<Ledger>,
+}
+
+/// Cuts the streams.
+pub fn plan<'m>(streams: impl IntoIterator<Item = &'m TraceStream<'m>>, unit_bytes: usize) -> Plan {
+    let mut plan = Plan::default();
+    for (index, stream) in streams.into_iter().enumerate() {
+        plan.ledgers.push(Ledger::default());
+        let mut first = 0;
+        while first < stream.pieces.len() {
+            let behind = &stream.pieces[first + 1..];
+            let count = 1 + behind.iter().take_while(|piece| piece.break_before.is_none()).count();
+            cut_stretch(&mut plan, index, &stream.pieces, first..first + count, unit_bytes.max(1));
+            first += count;
+        }
+    }
+    plan
+}
+
+fn cut_stretch(
+    plan: &mut Plan,
+    stream: usize,
+    pieces: &[Piece<'_>],
+    range: std::ops::Range<usize>,
+    unit_bytes: usize,
+) {
+    let end = Position { piece: range.end - 1, byte: pieces[range.end - 1].bytes.len() };
+    let offset = |at: Position| AuxOffset(pieces[at.piece].offset.0.wrapping_add(at.byte as u64));
+    let bytes_between = |from: Position, to: Position| -> u64 {
+        pieces[from.piece..=to.piece].iter().map(|piece| piece.bytes.len() as u64).sum::<u64>()
+            - from.byte as u64
+            - (pieces[to.piece].bytes.len() - to.byte) as u64
+    };
+    let start = Position { piece: range.start, byte: 0 };
+    let ledger = &mut plan.ledgers[stream].losses;
+    let reason = match pieces[range.start].break_before {
+        Some(Break::AuxTruncated) => Some(LossReason::AuxTruncated),
+        Some(Break::Missing) => Some(LossReason::Missing),
+        Some(Break::Start) | None => None,
+    };
+    if let Some(reason) = reason {
+        ledger.push(Loss { reason, from: offset(start), to: offset(start), bytes: 0, at: None });
+    }
+    let first = find(pieces, start, end).unwrap_or(end);
+    if first > start {
+        ledger.push(Loss {
+            reason: LossReason::BeforeFirstPsb,
+            from: offset(start),
+            to: offset(first),
+            bytes: bytes_between(start, first),
+            at: None,
+        });
+    }
+    let mut from = first;
+    while from < end {
+        let next = find(pieces, advance(pieces, from, end, unit_bytes), end).unwrap_or(end);
+        plan.units.push(Unit {
+            stream,
+            from,
+            end: next,
+            after_break: from == first,
+            bytes: bytes_between(from, next),
+        });
+        from = next;
+    }
+}
+
+/// The position some bytes on, or the end.
+fn advance(pieces: &[Piece<'_>], mut at: Position, end: Position, mut bytes: usize) -> Position {
+    loop {
+        let left = pieces[at.piece].bytes.len() - at.byte;
+        if bytes < left {
+            at.byte += bytes;
+            return at.min(end);
+        }
+        if at.piece == end.piece {
+            return end;
+        }
+        bytes -= left;
+        at = Position { piece: at.piece + 1, byte: 0 };
+    }
+}
+
+/// The next PSB that lies in one piece. One that straddles two is no place to cut, and no harm done.
+fn find(pieces: &[Piece<'_>], mut at: Position, end: Position) -> Option<Position> {
+    loop {
+        if let Some(byte) = next_psb(pieces[at.piece].bytes, at.byte) {
+            return Some(Position { byte, ..at });
+        }
+        if at.piece == end.piece {
+            return None;
+        }
+        at = Position { piece: at.piece + 1, byte: 0 };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::psb::PSB;
+
+    fn piece(offset: u64, bytes: &[u8], break_before: Option<Break>) -> Piece<'_> {
+        Piece { offset: AuxOffset(offset), bytes, break_before, reference: None }
+    }
+
+    #[test]
+    fn units_and_losses_add_up() {
+        let mut bytes = vec![4u8; 10];
+        for _ in 0..8 {
+            bytes.extend_from_slice(&PSB);
+            bytes.extend_from_slice(&[4; 84]);
+        }
+        let (a, b) = bytes.split_at(333);
+        let stream = TraceStream {
+            pieces: vec![
+                piece(0, a, Some(Break::Start)),
+                piece(333, b, None),
+                piece(2000, &bytes, Some(Break::AuxTruncated)),
+                piece(4000, &[4; 50], Some(Break::Missing)),
+            ],
+        };
+        for unit_bytes in [1, 100, 150, 1 << 20] {
+            let plan = plan([&stream], unit_bytes);
+            let ledger = &plan.ledgers[0];
+            let units: u64 = plan.units.iter().map(|unit| unit.bytes).sum();
+            assert_eq!(units + ledger.lost(), stream.len(), "unit of {unit_bytes}");
+            assert_eq!(ledger.lost(), 10 + 10 + 50);
+            assert_eq!(plan.units.iter().filter(|unit| unit.after_break).count(), 2);
+            for unit in &plan.units {
+                assert!(stream.pieces[unit.from.piece].bytes[unit.from.byte..].starts_with(&PSB));
+            }
+        }
+        assert_eq!(plan([&stream], 1).units.len(), 16);
+        assert_eq!(plan([&stream], 1 << 20).units.len(), 2);
+    }
+}

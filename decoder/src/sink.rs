@@ -1,0 +1,144 @@
+//! What a walk reports, and to whom.
+//!
+//! Every job is a [`Sink`]. The walker calls it in trace order within one work unit; units of one stream are put in
+//! order by the caller. Executions are counted in the block graph whatever the sink does, so a job that wants counts
+//! only needs [`CountOnly`].
+
+use crate::graph::{Graph, NodeId};
+use crate::ledger::LossReason;
+use crate::profile::{CodeAddr, EdgeKind};
+
+/// A place in the flow of one work unit.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Mark {
+    /// Instructions executed since the unit's start, plus [`Mark::switches`]: rises with every branch, and across
+    /// times without tracing, so that it orders all events and can be joined with the clock.
+    pub ordinal: u64,
+    /// How often tracing went on or off since the unit's start.
+    pub switches: u64,
+}
+
+impl Mark {
+    /// Instructions executed since the unit's start.
+    pub fn instructions(self) -> u64 {
+        self.ordinal - self.switches
+    }
+}
+
+/// How a node of the graph was left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Leave {
+    /// Conditional branch, not taken.
+    NotTaken,
+    /// Conditional branch, taken.
+    Taken,
+    /// Direct call or link.
+    Direct,
+    /// Indirect transfer or return, to this node.
+    To(NodeId),
+}
+
+/// One executed run: a node of the block graph, from its first instruction to its last.
+#[derive(Clone, Copy)]
+pub struct Run<'g> {
+    /// The graph.
+    pub graph: &'g Graph,
+    /// The node.
+    pub node: NodeId,
+    /// How it was left.
+    pub leave: Leave,
+}
+
+/// One transfer that was walked instruction by instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Branch {
+    /// Kind of the transfer.
+    pub kind: EdgeKind,
+    /// The branch instruction.
+    pub from: CodeAddr,
+    /// Where it goes (for a conditional branch: when taken).
+    pub to: Option<CodeAddr>,
+    /// False for a conditional branch that fell through.
+    pub taken: bool,
+}
+
+/// Why tracing went off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Off {
+    /// At a SYSCALL.
+    Syscall,
+    /// By an interrupt, a fault, a signal, or by the tracer itself.
+    Async,
+    /// At another instruction: a filter's edge, a far transfer, a stop region.
+    Branch,
+}
+
+/// Things that are no instruction's doing, or that interrupt the flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// Flow is known to be here: the start of a unit (a PSB), or after a gap.
+    Sync {
+        /// Where.
+        at: CodeAddr,
+    },
+    /// Tracing went on.
+    Enabled {
+        /// First traced instruction.
+        at: CodeAddr,
+    },
+    /// Tracing went off.
+    Disabled {
+        /// The last instruction, or for [`Off::Async`] the one that did not execute any more.
+        from: CodeAddr,
+        /// Where control went, if the trace says so.
+        to: Option<CodeAddr>,
+        /// Why.
+        why: Off,
+    },
+    /// An interrupt or exception whose handler is traced.
+    Async {
+        /// The instruction that did not execute any more.
+        from: CodeAddr,
+        /// The handler.
+        to: CodeAddr,
+    },
+    /// Flow was lost from `begin` up to this mark.
+    Gap {
+        /// Why.
+        reason: LossReason,
+        /// Where the flow was lost.
+        begin: Mark,
+        /// Bytes of trace that could not be used.
+        bytes: u64,
+    },
+}
+
+/// Takes what a walk reports.
+pub trait Sink {
+    /// Whether the job needs times: timing packets are read only then.
+    const CLOCK: bool;
+    /// Whether the job needs each run; if not, [`Sink::run`] and [`Sink::branch`] are never called.
+    const RUNS: bool;
+
+    /// A run was executed; `mark` is behind its last instruction.
+    fn run(&mut self, run: Run<'_>, mark: Mark);
+
+    /// A transfer was executed; `mark` is behind it.
+    fn branch(&mut self, branch: &Branch, mark: Mark);
+
+    /// Something else happened.
+    fn event(&mut self, event: Event, mark: Mark);
+}
+
+/// The sink of jobs that need nothing but the graph's counters.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CountOnly;
+
+impl Sink for CountOnly {
+    const CLOCK: bool = false;
+    const RUNS: bool = false;
+
+    fn run(&mut self, _: Run<'_>, _: Mark) {}
+    fn branch(&mut self, _: &Branch, _: Mark) {}
+    fn event(&mut self, _: Event, _: Mark) {}
+}

@@ -1,0 +1,659 @@
+//! The careful walker: one packet at a time, one instruction at a time, every rule.
+//!
+//! SDM vol. 3C, "Intel Processor Trace": "Trace Packets and Data Types", "Change of Flow Instruction (COFI) Tracing",
+//! and the tables of packet generation under different enable conditions.
+
+use super::cursor::{Place, ReturnAddress};
+use super::{PsbPlus, Walker};
+use crate::insn::{Class, Insn};
+use crate::ledger::LossReason;
+use crate::packet::lexer::LexError;
+use crate::packet::{IpPayload, LastIp, Packet};
+use crate::profile::EdgeKind;
+use crate::sink::{Event, Off, Sink};
+use crate::units::Ip;
+
+/// Direct branches, or instructions, that may be walked without any help of the trace. More is a loop without end:
+/// no straight code is that long.
+const MAX_FREE_BRANCHES: u32 = 100_000;
+const MAX_FREE_INSNS: u32 = 1 << 20;
+
+/// What became of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Used {
+    /// It was understood and used (or means nothing to the flow).
+    Yes,
+    /// It could not be used: its bytes are lost.
+    No,
+}
+
+/// Why the walk cannot go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stuck {
+    Loss(LossReason),
+}
+
+const DESYNC: Stuck = Stuck::Loss(LossReason::Desync);
+
+/// Bounds a walk without trace.
+#[derive(Default)]
+struct Leash {
+    branches: u32,
+    insns: u32,
+}
+
+impl<S: Sink> Walker<'_, '_, '_, S> {
+    /// Takes the next packet; false at the end of the stretch.
+    pub(super) fn careful(&mut self) -> bool {
+        self.packet_at = self.reader.offset();
+        match self.reader.read() {
+            None => false,
+            Some(Ok((packet, len))) => {
+                self.advance(len);
+                let used = self.apply(packet);
+                match (used, &mut self.loss) {
+                    (Used::No, Some(loss)) => loss.bytes += len as u64,
+                    _ => self.ledger.decoded += len as u64,
+                }
+                true
+            }
+            Some(Err(LexError::Truncated)) => {
+                self.lose_bytes(LossReason::TornPacket, self.reader.rest().len());
+                false
+            }
+            Some(Err(LexError::BadPacket)) => {
+                self.skip_to_psb();
+                true
+            }
+        }
+    }
+
+    /// The packets that close the unit: the next unit's PSB+, which says where the walk ends. Its bytes are the next
+    /// unit's.
+    pub(super) fn seam(&mut self) {
+        if self.reader.at() != self.end || !matches!(self.reader.peek(), Some(Ok((Packet::Psb, _)))) {
+            return;
+        }
+        self.packet_at = self.reader.offset();
+        while let Some(Ok((packet, len))) = self.reader.read() {
+            self.advance(len);
+            self.apply(packet);
+            if self.pending.psb.is_none() {
+                break;
+            }
+        }
+    }
+
+    fn advance(&mut self, bytes: usize) {
+        if self.reader.skip(bytes) {
+            self.clock.set_reference(self.reader.reference());
+        }
+    }
+
+    fn lose_bytes(&mut self, reason: LossReason, bytes: usize) {
+        self.lose(reason, Place::Lost);
+        if let Some(loss) = &mut self.loss {
+            loss.bytes += bytes as u64;
+        }
+        self.advance(bytes);
+    }
+
+    /// Bytes that are no packet: only a PSB is a safe point to go on from.
+    fn skip_to_psb(&mut self) {
+        self.pending.psb = None;
+        self.reader.reset_context();
+        let mut rest = self.reader.rest();
+        let at = self.reader.at();
+        if at.piece == self.end.piece {
+            rest = &rest[..rest.len().min(self.end.byte - at.byte)];
+        }
+        let skip = crate::psb::next_psb(rest, 0).unwrap_or(rest.len());
+        self.lose_bytes(LossReason::BadPacket, skip.max(1));
+    }
+
+    fn apply(&mut self, packet: Packet) -> Used {
+        if self.pending.psb.is_some() {
+            return self.apply_in_psb(packet);
+        }
+        match packet {
+            Packet::ShortTnt(tnt) | Packet::LongTnt(tnt) => {
+                if !matches!(self.cursor.place, Place::At(_)) || self.pending.fup.is_some() {
+                    return self.unexpected();
+                }
+                self.cursor.tnt.load(tnt.bits, u32::from(tnt.count));
+                self.consume_tnt()
+            }
+            Packet::Tip(payload) => self.tip(payload),
+            Packet::TipPge(payload) => self.enable(payload),
+            Packet::TipPgd(payload) => self.disable(payload),
+            Packet::Fup(payload) => self.fup(payload),
+            Packet::Psb => {
+                self.pending = super::Pending { psb: Some(PsbPlus::default()), ..Default::default() };
+                self.cursor.last_ip = LastIp(0);
+                Used::Yes
+            }
+            Packet::ModeExec { mode, .. } => {
+                self.pending.mode = Some(mode);
+                Used::Yes
+            }
+            Packet::ModeTsx { abort, .. } => {
+                // Begin and commit: a FUP with the instruction's address follows. Abort: FUP and TIP, an event.
+                self.pending.fup_is_bound = !abort && self.is_on();
+                Used::Yes
+            }
+            Packet::Ptw { ip, .. }
+            | Packet::ExStop { ip }
+            | Packet::Bep { ip }
+            | Packet::Cfe { ip, .. }
+            | Packet::Trig { ip, .. } => {
+                self.pending.fup_is_bound |= ip;
+                Used::Yes
+            }
+            Packet::TraceStop => {
+                self.switch_off();
+                Used::Yes
+            }
+            Packet::Ovf => {
+                self.overflow();
+                Used::Yes
+            }
+            Packet::PsbEnd => Used::Yes,
+            _ => self.status(packet),
+        }
+    }
+
+    /// Packets that carry time or state and no flow.
+    fn status(&mut self, packet: Packet) -> Used {
+        if self.timed {
+            let ordinal = self.mark.ordinal;
+            match packet {
+                Packet::Tsc { tsc } => self.clock.tsc(tsc, ordinal),
+                Packet::Tma { ctc, fast } => self.clock.tma(ctc, fast),
+                Packet::Mtc { ctc } => self.clock.mtc(ctc, ordinal),
+                Packet::Cyc { cycles } => self.clock.cyc(cycles),
+                Packet::Cbr { ratio } => self.clock.cbr(ratio, ordinal),
+                _ => {}
+            }
+        }
+        Used::Yes
+    }
+
+    fn is_on(&self) -> bool {
+        matches!(self.cursor.place, Place::At(_) | Place::NoImage)
+    }
+
+    /// A flow packet that the state has no use for.
+    fn unexpected(&mut self) -> Used {
+        match self.cursor.place {
+            Place::At(_) | Place::Off | Place::Overflowed => self.lose(LossReason::Desync, Place::Lost),
+            Place::NoImage | Place::Lost => {}
+        }
+        Used::No
+    }
+
+    fn stuck(&mut self, stuck: Stuck) -> Used {
+        let Stuck::Loss(reason) = stuck;
+        let place = if reason == LossReason::NoImage { Place::NoImage } else { Place::Lost };
+        self.lose(reason, place);
+        Used::No
+    }
+
+    // ---- PSB+
+
+    fn apply_in_psb(&mut self, packet: Packet) -> Used {
+        let Some(mut psb) = self.pending.psb else { return Used::Yes };
+        match packet {
+            Packet::ModeExec { mode, .. } => psb.mode = Some(mode),
+            Packet::Fup(payload) => psb.ip = self.cursor.last_ip.update(payload).map(Ip),
+            Packet::PsbEnd => {
+                self.pending.psb = None;
+                self.finish_psb(psb);
+                return Used::Yes;
+            }
+            Packet::Ovf => {
+                self.pending.psb = None;
+                self.overflow();
+                return Used::Yes;
+            }
+            Packet::Psb => psb = PsbPlus::default(),
+            Packet::Pad
+            | Packet::Tsc { .. }
+            | Packet::Tma { .. }
+            | Packet::Mtc { .. }
+            | Packet::Cyc { .. }
+            | Packet::Cbr { .. }
+            | Packet::Pip { .. }
+            | Packet::Vmcs { .. }
+            | Packet::Mnt { .. }
+            | Packet::ModeTsx { .. } => {
+                self.status(packet);
+            }
+            _ => {
+                self.pending.psb = None;
+                self.lose(LossReason::Desync, Place::Lost);
+                return Used::No;
+            }
+        }
+        self.pending.psb = Some(psb);
+        Used::Yes
+    }
+
+    /// PSBEND: walks to the address that PSB+ gave; everything from before is forgotten here.
+    fn finish_psb(&mut self, psb: PsbPlus) {
+        if let Some(mode) = psb.mode {
+            self.set_mode(mode);
+        }
+        self.choose_space();
+        match (self.cursor.place, psb.ip) {
+            (Place::At(_), Some(ip)) => match self.walk_to(ip) {
+                Ok(()) => self.cursor.stack.clear(),
+                Err(Stuck::Loss(reason)) => {
+                    self.lose(reason, Place::Lost);
+                    self.resync(ip);
+                }
+            },
+            (_, Some(ip)) => self.resync(ip),
+            (Place::At(_), None) => {
+                self.lose(LossReason::Desync, Place::Lost);
+                self.switch_off();
+            }
+            (_, None) => self.switch_off(),
+        }
+        self.cursor.tnt.clear();
+    }
+
+    // ---- on, off, overflow
+
+    fn set_mode(&mut self, mode: crate::packet::ExecMode) {
+        if mode != self.cursor.mode {
+            self.cursor.mode = mode;
+            self.graph.forget_ips();
+        }
+    }
+
+    fn take_mode(&mut self) {
+        if let Some(mode) = self.pending.mode.take() {
+            self.set_mode(mode);
+        }
+    }
+
+    /// TIP.PGE.
+    fn enable(&mut self, payload: IpPayload) -> Used {
+        let Some(ip) = self.cursor.last_ip.update(payload).map(Ip) else {
+            return self.unexpected();
+        };
+        let after_overflow = self.cursor.place == Place::Overflowed;
+        if matches!(self.cursor.place, Place::At(_)) {
+            // Tracing was on already: what lies between is not known.
+            self.lose(LossReason::Desync, Place::Lost);
+        }
+        self.take_mode();
+        self.pending.fup_is_bound = false;
+        self.pending.fup = None;
+        self.close_loss();
+        self.choose_space();
+        self.cursor.tnt.clear();
+        if self.timed {
+            self.clock.date(self.mark.ordinal);
+        }
+        if !after_overflow {
+            self.row(EdgeKind::Resume, None, Some(ip), true);
+        }
+        self.sink.event(Event::Enabled { at: self.code.code_addr(ip) }, self.mark);
+        self.arrive(ip);
+        Used::Yes
+    }
+
+    /// TIP.PGD.
+    fn disable(&mut self, payload: IpPayload) -> Used {
+        let to = self.cursor.last_ip.update(payload).map(Ip);
+        self.pending.mode = None;
+        let fup = self.pending.fup.take();
+        let used = match (self.cursor.place, fup) {
+            (Place::At(_) | Place::NoImage, Some(from)) => {
+                self.row(EdgeKind::Async, Some(from), to, true);
+                self.went_off(from, to, Off::Async);
+                Used::Yes
+            }
+            (Place::At(_), None) => match self.disable_at_branch(to) {
+                Ok(()) => Used::Yes,
+                Err(stuck) => self.stuck(stuck),
+            },
+            (Place::Off, _) => self.unexpected(),
+            (Place::NoImage | Place::Lost | Place::Overflowed, _) => Used::Yes,
+        };
+        self.switch_off();
+        used
+    }
+
+    fn switch_off(&mut self) {
+        self.close_loss();
+        self.cursor.place = Place::Off;
+        self.cursor.tnt.clear();
+        self.pending = Default::default();
+    }
+
+    fn went_off(&mut self, from: Ip, to: Option<Ip>, why: Off) {
+        if self.timed {
+            self.clock.date(self.mark.ordinal);
+            self.clock.off(self.mark.ordinal);
+        }
+        let (from, to) = (self.code.code_addr(from), to.map(|to| self.code.code_addr(to)));
+        self.sink.event(Event::Disabled { from, to, why }, self.mark);
+        self.mark.ordinal += 1;
+        self.mark.switches += 1;
+    }
+
+    fn overflow(&mut self) {
+        if self.timed {
+            self.clock.overflow(self.mark.ordinal);
+        }
+        self.lose(LossReason::Overflow, Place::Overflowed);
+        self.cursor.stack.clear();
+        self.pending = Default::default();
+    }
+
+    // ---- events
+
+    fn fup(&mut self, payload: IpPayload) -> Used {
+        let ip = self.cursor.last_ip.update(payload).map(Ip);
+        if std::mem::take(&mut self.pending.fup_is_bound) {
+            return Used::Yes;
+        }
+        let Some(ip) = ip else { return Used::Yes };
+        match self.cursor.place {
+            Place::Overflowed => {
+                self.choose_space();
+                self.resync(ip);
+                Used::Yes
+            }
+            Place::At(_) => match self.walk_to(ip) {
+                Ok(()) => {
+                    self.pending.fup = Some(ip);
+                    Used::Yes
+                }
+                Err(stuck) => self.stuck(stuck),
+            },
+            Place::NoImage => {
+                self.pending.fup = Some(ip);
+                Used::Yes
+            }
+            Place::Off => Used::Yes,
+            Place::Lost => Used::No,
+        }
+    }
+
+    fn tip(&mut self, payload: IpPayload) -> Used {
+        let to = self.cursor.last_ip.update(payload).map(Ip);
+        let fup = self.pending.fup.take();
+        let Some(to) = to else {
+            return self.unexpected();
+        };
+        match (self.cursor.place, fup) {
+            (Place::At(_) | Place::NoImage, Some(from)) => {
+                self.take_mode();
+                self.row(EdgeKind::Async, Some(from), Some(to), true);
+                if self.timed {
+                    self.clock.date(self.mark.ordinal);
+                }
+                let (from, at) = (self.code.code_addr(from), self.code.code_addr(to));
+                if self.cursor.place == Place::NoImage {
+                    self.resync(to);
+                } else {
+                    self.sink.event(Event::Async { from, to: at }, self.mark);
+                    self.arrive(to);
+                }
+                Used::Yes
+            }
+            (Place::At(_), None) => match self.walk_to_tip(to) {
+                Ok(()) => Used::Yes,
+                Err(stuck) => self.stuck(stuck),
+            },
+            // Code without an image: the first target in known code is where the flow is known again.
+            (Place::NoImage, None) => {
+                self.take_mode();
+                if self.code.has_code(to) {
+                    self.resync(to);
+                    Used::Yes
+                } else {
+                    Used::No
+                }
+            }
+            (Place::Off | Place::Overflowed | Place::Lost, _) => {
+                self.pending.mode = None;
+                self.unexpected()
+            }
+        }
+    }
+
+    // ---- walking
+
+    /// The instruction at the cursor.
+    fn here(&self) -> Result<Insn, Stuck> {
+        let Place::At(ip) = self.cursor.place else { return Err(DESYNC) };
+        self.code.insn(ip, self.cursor.mode).ok_or(Stuck::Loss(LossReason::NoImage))
+    }
+
+    /// Counts the instruction as executed.
+    fn execute(&mut self, leash: &mut Leash) -> Result<(), Stuck> {
+        self.mark.ordinal += 1;
+        self.graph.count_single_instruction();
+        leash.insns += 1;
+        if leash.insns > MAX_FREE_INSNS { Err(Stuck::Loss(LossReason::EndlessLoop)) } else { Ok(()) }
+    }
+
+    fn go(&mut self, ip: u64) {
+        self.cursor.place = Place::At(Ip(ip));
+    }
+
+    /// Executes an instruction that needs no trace.
+    fn execute_free(&mut self, insn: &Insn, leash: &mut Leash) -> Result<(), Stuck> {
+        let (kind, target) = match insn.class {
+            Class::Jmp { target } => (EdgeKind::Jmp, target),
+            Class::Call { target } => (EdgeKind::Call, target),
+            _ => {
+                self.execute(leash)?;
+                self.go(insn.next());
+                return Ok(());
+            }
+        };
+        leash.branches += 1;
+        if leash.branches > MAX_FREE_BRANCHES {
+            return Err(Stuck::Loss(LossReason::EndlessLoop));
+        }
+        self.execute(leash)?;
+        self.transfer(kind, Ip(insn.addr), Some(Ip(target)), true);
+        if kind == EdgeKind::Call && target != insn.next() {
+            self.cursor.stack.push(ReturnAddress::Ip(Ip(insn.next())));
+        }
+        self.go(target);
+        Ok(())
+    }
+
+    /// Walks to an address without any help of the trace.
+    fn walk_to(&mut self, target: Ip) -> Result<(), Stuck> {
+        let mut leash = Leash::default();
+        while self.cursor.place != Place::At(target) {
+            let insn = self.here()?;
+            match insn.class {
+                Class::Plain | Class::MovCr3 | Class::Ptwrite | Class::Jmp { .. } | Class::Call { .. } => {
+                    self.execute_free(&insn, &mut leash)?;
+                }
+                _ => return Err(DESYNC),
+            }
+        }
+        Ok(())
+    }
+
+    /// Uses up the outcomes of a TNT packet.
+    fn consume_tnt(&mut self) -> Used {
+        let mut leash = Leash::default();
+        while self.cursor.tnt.count > 0 {
+            if let Err(stuck) = self.consume_bit(&mut leash) {
+                // The packet itself was in order; the bits left over tell nothing any more.
+                self.stuck(stuck);
+                return Used::Yes;
+            }
+        }
+        Used::Yes
+    }
+
+    fn consume_bit(&mut self, leash: &mut Leash) -> Result<(), Stuck> {
+        let insn = self.here()?;
+        let from = Ip(insn.addr);
+        match insn.class {
+            Class::Jcc { target } => {
+                let taken = self.cursor.tnt.take().ok_or(DESYNC)?;
+                *leash = Leash::default();
+                self.execute(leash)?;
+                self.transfer(EdgeKind::Jcc, from, Some(Ip(target)), taken);
+                self.go(if taken { target } else { insn.next() });
+            }
+            Class::Ret => {
+                // SDM: a compressed RET is always a taken bit; its target is the return stack's top.
+                if self.cursor.tnt.take() != Some(true) {
+                    return Err(DESYNC);
+                }
+                let to = self.pop().ok_or(DESYNC)?;
+                *leash = Leash::default();
+                self.execute(leash)?;
+                self.transfer(EdgeKind::Ret, from, Some(to), true);
+                self.arrive(to);
+            }
+            Class::JmpInd | Class::CallInd => {
+                // A deferred TIP: outcomes of later branches were sent before it (SDM, "Deferred TIPs").
+                let to = self.deferred_tip().ok_or(DESYNC)?;
+                *leash = Leash::default();
+                self.indirect(&insn, to, leash)?;
+            }
+            Class::Plain | Class::MovCr3 | Class::Ptwrite | Class::Jmp { .. } | Class::Call { .. } => {
+                self.execute_free(&insn, leash)?;
+            }
+            Class::Syscall | Class::Far | Class::Int | Class::Fault => return Err(DESYNC),
+        }
+        match self.cursor.place {
+            Place::At(_) => Ok(()),
+            _ => Err(Stuck::Loss(LossReason::NoImage)),
+        }
+    }
+
+    /// Pops a return address.
+    fn pop(&mut self) -> Option<Ip> {
+        match self.cursor.stack.pop()? {
+            ReturnAddress::Ip(ip) => Some(ip),
+            ReturnAddress::Node(node) => self.graph.ip_of(&self.code, node),
+        }
+    }
+
+    /// The TIP that must follow here; padding may stand before it. It is taken out of the stream.
+    fn deferred_tip(&mut self) -> Option<Ip> {
+        while let Some(Ok((Packet::Pad, len))) = self.reader.peek() {
+            self.advance(len);
+            self.ledger.decoded += len as u64;
+        }
+        let Some(Ok((Packet::Tip(payload), len))) = self.reader.peek() else { return None };
+        let to = self.cursor.last_ip.update(payload)?;
+        self.advance(len);
+        self.ledger.decoded += len as u64;
+        Some(Ip(to))
+    }
+
+    fn indirect(&mut self, insn: &Insn, to: Ip, leash: &mut Leash) -> Result<(), Stuck> {
+        self.execute(leash)?;
+        let kind = insn.class.edge_kind().unwrap_or(EdgeKind::Far);
+        if insn.class == Class::CallInd {
+            self.cursor.stack.push(ReturnAddress::Ip(Ip(insn.next())));
+        }
+        self.transfer(kind, Ip(insn.addr), Some(to), true);
+        self.arrive(to);
+        Ok(())
+    }
+
+    /// Walks to the instruction that the TIP belongs to, and through it.
+    fn walk_to_tip(&mut self, to: Ip) -> Result<(), Stuck> {
+        let mut leash = Leash::default();
+        loop {
+            let insn = self.here()?;
+            match insn.class {
+                Class::Plain | Class::MovCr3 | Class::Ptwrite | Class::Jmp { .. } | Class::Call { .. } => {
+                    self.execute_free(&insn, &mut leash)?;
+                }
+                Class::JmpInd | Class::CallInd => {
+                    self.take_mode();
+                    return self.indirect(&insn, to, &mut leash);
+                }
+                Class::Ret => {
+                    self.take_mode();
+                    self.cursor.stack.pop();
+                    return self.indirect(&insn, to, &mut leash);
+                }
+                Class::Syscall => {
+                    self.execute(&mut leash)?;
+                    self.take_mode();
+                    self.transfer(EdgeKind::Syscall, Ip(insn.addr), None, true);
+                    self.arrive(to);
+                    return Ok(());
+                }
+                Class::Far | Class::Int => {
+                    self.take_mode();
+                    return self.indirect(&insn, to, &mut leash);
+                }
+                Class::Jcc { .. } | Class::Fault => return Err(DESYNC),
+            }
+        }
+    }
+
+    /// A TIP.PGD without a FUP: the first instruction that needs the trace, or a direct branch to its address, left
+    /// the traced code.
+    fn disable_at_branch(&mut self, to: Option<Ip>) -> Result<(), Stuck> {
+        let mut leash = Leash::default();
+        loop {
+            let insn = self.here()?;
+            let from = Ip(insn.addr);
+            match insn.class {
+                Class::Jmp { .. } | Class::Call { .. } => {
+                    self.execute_free(&insn, &mut leash)?;
+                    if to.is_some_and(|to| self.cursor.place == Place::At(to)) {
+                        self.went_off(from, to, Off::Branch);
+                        return Ok(());
+                    }
+                }
+                Class::MovCr3 if to.is_none() => {
+                    self.execute(&mut leash)?;
+                    self.went_off(from, to, Off::Branch);
+                    return Ok(());
+                }
+                Class::Plain | Class::MovCr3 | Class::Ptwrite => self.execute_free(&insn, &mut leash)?,
+                Class::Syscall => {
+                    self.execute(&mut leash)?;
+                    self.transfer(EdgeKind::Syscall, from, None, true);
+                    self.went_off(from, to, Off::Syscall);
+                    return Ok(());
+                }
+                Class::Jcc { target } => {
+                    // Only a taken branch is checked against a filter; no TNT bit is sent for it.
+                    self.execute(&mut leash)?;
+                    self.transfer(EdgeKind::Jcc, from, Some(Ip(target)), true);
+                    self.went_off(from, Some(to.unwrap_or(Ip(target))), Off::Branch);
+                    return Ok(());
+                }
+                Class::Ret => {
+                    self.execute(&mut leash)?;
+                    let target = self.pop();
+                    let to = to.or(target);
+                    self.transfer(EdgeKind::Ret, from, to, true);
+                    self.went_off(from, to, Off::Branch);
+                    return Ok(());
+                }
+                Class::JmpInd | Class::CallInd | Class::Far | Class::Int => {
+                    self.execute(&mut leash)?;
+                    let kind = insn.class.edge_kind().unwrap_or(EdgeKind::Far);
+                    self.transfer(kind, from, to, true);
+                    self.went_off(from, to, Off::Branch);
+                    return Ok(());
+                }
+                Class::Fault => return Err(DESYNC),
+            }
+        }
+    }
+}

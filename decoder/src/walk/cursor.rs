@@ -1,0 +1,159 @@
+//! Where a walk stands: all the state that the two walkers hand to each other.
+
+use crate::graph::{NOWHERE, NodeId};
+use crate::packet::{ExecMode, LastIp};
+use crate::units::Ip;
+
+/// Branch outcomes that were read but not yet consumed; the oldest is the top bit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct TntQueue {
+    pub bits: u64,
+    pub count: u32,
+}
+
+impl TntQueue {
+    /// Takes in a packet's outcomes. The queue is empty before: a TNT packet follows only when all bits of the one
+    /// before are consumed.
+    #[inline]
+    pub fn load(&mut self, bits: u64, count: u32) {
+        debug_assert!(self.count == 0 && (1..=47).contains(&count));
+        self.bits = bits << (64 - count);
+        self.count = count;
+    }
+
+    /// The oldest outcome, which leaves the queue.
+    #[inline]
+    pub fn take(&mut self) -> Option<bool> {
+        if self.count == 0 {
+            return None;
+        }
+        let bit = self.bits >> 63 != 0;
+        self.bits <<= 1;
+        self.count -= 1;
+        Some(bit)
+    }
+
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// An address on the return stack. Each walker pushes what it has at hand and resolves the other's on the pop.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ReturnAddress {
+    Node(NodeId),
+    Ip(Ip),
+}
+
+/// The CPU's return stack for RET compression: 64 deep; pushing on a full one drops the oldest.
+///
+/// SDM: "Indirect Transfer Compression for Returns". Popped at every near RET, compressed or not.
+#[derive(Clone, Debug)]
+pub(crate) struct ReturnStack {
+    slots: [ReturnAddress; Self::DEPTH],
+    top: u8,
+    depth: u8,
+}
+
+impl ReturnStack {
+    const DEPTH: usize = 64;
+
+    pub fn new() -> Self {
+        Self { slots: [ReturnAddress::Node(NOWHERE); Self::DEPTH], top: 0, depth: 0 }
+    }
+
+    #[inline]
+    pub fn push(&mut self, address: ReturnAddress) {
+        self.top = (self.top + 1) % Self::DEPTH as u8;
+        self.slots[usize::from(self.top) % Self::DEPTH] = address;
+        self.depth = (self.depth + 1).min(Self::DEPTH as u8);
+    }
+
+    #[inline]
+    pub fn pop(&mut self) -> Option<ReturnAddress> {
+        if self.depth == 0 {
+            return None;
+        }
+        let address = self.slots[usize::from(self.top) % Self::DEPTH];
+        self.top = self.top.wrapping_sub(1) % Self::DEPTH as u8;
+        self.depth -= 1;
+        Some(address)
+    }
+
+    /// The youngest address, which stays.
+    #[inline]
+    pub fn top(&self) -> Option<ReturnAddress> {
+        (self.depth > 0).then(|| self.slots[usize::from(self.top) % Self::DEPTH])
+    }
+
+    pub fn clear(&mut self) {
+        self.depth = 0;
+    }
+}
+
+/// Whether the walk knows where it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    /// Tracing is off, or nothing was seen yet.
+    Off,
+    /// Tracing is on and the next instruction is here.
+    At(Ip),
+    /// Tracing is on, in code that no image holds.
+    NoImage,
+    /// Flow is lost: packets are skipped until one says where it goes on.
+    Lost,
+    /// Behind an OVF: a FUP or a TIP.PGE tells where it goes on.
+    Overflowed,
+}
+
+/// The state of a walk between two packets.
+#[derive(Clone, Debug)]
+pub(crate) struct Cursor {
+    pub place: Place,
+    pub mode: ExecMode,
+    pub last_ip: LastIp,
+    pub tnt: TntQueue,
+    pub stack: ReturnStack,
+}
+
+impl Cursor {
+    pub fn new() -> Self {
+        Self {
+            place: Place::Off,
+            mode: ExecMode::Bits64,
+            last_ip: LastIp(0),
+            tnt: TntQueue::default(),
+            stack: ReturnStack::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_stack_drops_the_oldest() {
+        let mut stack = ReturnStack::new();
+        for ip in 0..70 {
+            stack.push(ReturnAddress::Ip(Ip(ip)));
+        }
+        for ip in (6..70).rev() {
+            assert_eq!(stack.pop(), Some(ReturnAddress::Ip(Ip(ip))));
+        }
+        assert_eq!(stack.pop(), None);
+        stack.push(ReturnAddress::Ip(Ip(1)));
+        stack.clear();
+        assert_eq!(stack.pop(), None);
+    }
+
+    #[test]
+    fn outcomes_leave_oldest_first() {
+        let mut queue = TntQueue::default();
+        queue.load(0b110, 3);
+        assert_eq!(
+            [queue.take(), queue.take(), queue.take(), queue.take()],
+            [Some(true), Some(true), Some(false), None]
+        );
+    }
+}

@@ -1,0 +1,325 @@
+//! The fast walker: TNT and TIP packets over the block graph.
+//!
+//! It stops in front of any packet, and at any node, that it does not know, and leaves the cursor as the careful
+//! walker would have it there.
+//!
+//! Direct calls are stepped through only when the trace shows that a later branch was reached: an event may have come
+//! before the call.
+
+use super::cursor::{Place, ReturnAddress};
+use super::{Engine, Walker};
+use crate::graph::{Exit, NOWHERE, NodeId};
+use crate::packet::{IpBytes, IpPayload};
+use crate::reader::MAX_PACKET;
+use crate::sink::{Leave, Run, Sink};
+use crate::units::Ip;
+
+/// Direct calls and links that may be stepped through for one packet.
+const MAX_FREE_STEPS: u32 = 10_000;
+
+/// Why the walk over the graph stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stop {
+    /// All outcomes are used up.
+    Hungry,
+    /// The careful walker must go on.
+    Careful,
+}
+
+impl<S: Sink> Walker<'_, '_, '_, S> {
+    /// Walks as far as it can. The cursor stands at a known address before and behind.
+    pub(super) fn fast(&mut self) {
+        let Place::At(ip) = self.cursor.place else { return };
+        let here = self.reader.at();
+        let data = self.reader.rest();
+        // Packets are read without looking at the end of the data each time.
+        let mut limit = data.len().saturating_sub(MAX_PACKET);
+        if here.piece == self.end.piece {
+            limit = limit.min(self.end.byte.saturating_sub(here.byte));
+        }
+        if limit == 0 {
+            return;
+        }
+        let mut node = self.graph.node_at_ip(&self.code, self.cursor.mode, ip);
+        if node == NOWHERE {
+            return;
+        }
+        let budget = if let Engine::Interrupted(packets) = self.engine { packets } else { u32::MAX };
+        let start = node;
+        let used = self.packets(&data[..limit + MAX_PACKET], limit, &mut node, budget);
+        self.ledger.decoded += used as u64;
+        if self.reader.skip(used) {
+            self.clock.set_reference(self.reader.reference());
+        }
+        if node != start || used > 0 {
+            self.cursor.place = match self.graph.ip_of(&self.code, node) {
+                Some(ip) => Place::At(ip),
+                None => Place::Lost,
+            };
+        }
+    }
+
+    /// Takes packets from `data` as long as they begin before `limit`; gives the bytes used.
+    fn packets(&mut self, data: &[u8], limit: usize, node: &mut NodeId, mut budget: u32) -> usize {
+        let mut pos = 0;
+        if self.cursor.tnt.count > 0 && self.outcomes(node, data, &mut pos) == Stop::Careful {
+            return pos;
+        }
+        while pos < limit && budget > 0 {
+            budget -= 1;
+            let head = data[pos];
+            if head & 1 == 0 && head > 2 {
+                // Short TNT: the stop bit is the top one set, the outcomes lie between it and bit 0.
+                let count = 6 - head.leading_zeros();
+                self.cursor.tnt.load(u64::from(head >> 1) & ((1 << count) - 1), count);
+                pos += 1;
+                if self.outcomes(node, data, &mut pos) == Stop::Careful {
+                    break;
+                }
+                continue;
+            }
+            if head & 0x1f == 0x0d {
+                let Some((payload, len)) = ip_payload(data, pos) else { break };
+                let mut last_ip = self.cursor.last_ip;
+                let Some(ip) = last_ip.update(payload) else { break };
+                let Some(target) = self.target(node, Ip(ip)) else { break };
+                self.cursor.last_ip = last_ip;
+                pos += len;
+                *node = target;
+                continue;
+            }
+            match self.timing(data, pos) {
+                Some(len) => pos += len,
+                None => {
+                    let Some((bits, count)) = long_tnt(data, pos) else { break };
+                    self.cursor.tnt.load(bits, count);
+                    pos += 8;
+                    if self.outcomes(node, data, &mut pos) == Stop::Careful {
+                        break;
+                    }
+                }
+            }
+        }
+        pos
+    }
+
+    /// Follows the outcomes in the queue.
+    #[inline]
+    fn outcomes(&mut self, at: &mut NodeId, data: &[u8], pos: &mut usize) -> Stop {
+        let mut node = *at;
+        let mut tnt = self.cursor.tnt;
+        let mut steps = 0;
+        let stop = loop {
+            if tnt.count == 0 {
+                break Stop::Hungry;
+            }
+            let this = &mut self.graph.nodes[node.0 as usize];
+            match this.exit {
+                Exit::Jcc => {
+                    let taken = (tnt.bits >> 63) as usize;
+                    tnt.bits <<= 1;
+                    tnt.count -= 1;
+                    this.count[taken] += 1;
+                    let next = this.succ[taken];
+                    let insns = this.insns;
+                    let leave = if taken == 1 { Leave::Taken } else { Leave::NotTaken };
+                    self.ran(node, insns, leave, true);
+                    node = next;
+                }
+                Exit::Ret => {
+                    if tnt.bits >> 63 == 0 {
+                        break Stop::Careful;
+                    }
+                    let insns = this.insns;
+                    let Some(target) = self.returned(node) else { break Stop::Careful };
+                    tnt.bits <<= 1;
+                    tnt.count -= 1;
+                    self.ran(node, insns, Leave::To(target), true);
+                    node = target;
+                }
+                Exit::Call | Exit::Link => {
+                    steps += 1;
+                    if steps > MAX_FREE_STEPS {
+                        break Stop::Careful;
+                    }
+                    node = self.step_free(node);
+                }
+                Exit::Unbuilt => self.graph.build(&self.code, node),
+                Exit::CallInd | Exit::JmpInd => {
+                    // A deferred TIP; anything else here is the careful walker's to judge.
+                    let head = data[*pos];
+                    if *pos + MAX_PACKET > data.len() || head & 0x1f != 0x0d {
+                        break Stop::Careful;
+                    }
+                    let Some((payload, len)) = ip_payload(data, *pos) else { break Stop::Careful };
+                    let mut last_ip = self.cursor.last_ip;
+                    let Some(ip) = last_ip.update(payload) else { break Stop::Careful };
+                    let Some(target) = self.target(&mut node, Ip(ip)) else { break Stop::Careful };
+                    self.cursor.last_ip = last_ip;
+                    *pos += len;
+                    node = target;
+                }
+                Exit::Stop => break Stop::Careful,
+            }
+        };
+        self.cursor.tnt = tnt;
+        *at = node;
+        stop
+    }
+
+    /// Reports a node that was left.
+    #[inline(always)]
+    fn ran(&mut self, node: NodeId, insns: u16, leave: Leave, consumed: bool) {
+        if S::CLOCK || S::RUNS {
+            self.mark.ordinal += u64::from(insns);
+            if consumed {
+                self.clock.date(self.mark.ordinal);
+            }
+        }
+        if S::RUNS {
+            self.sink.run(Run { graph: self.graph, node, leave }, self.mark);
+        }
+    }
+
+    /// Through a direct call or a link.
+    #[inline]
+    fn step_free(&mut self, node: NodeId) -> NodeId {
+        let this = &mut self.graph.nodes[node.0 as usize];
+        this.count[0] += 1;
+        let (next, ret, insns) = (this.succ[0], this.ret, this.insns);
+        if this.exit == Exit::Call {
+            self.cursor.stack.push(ReturnAddress::Node(ret));
+        }
+        self.ran(node, insns, Leave::Direct, false);
+        next
+    }
+
+    /// Pops the return address of a compressed RET and counts the return; `None` leaves the stack as it was.
+    #[inline]
+    fn returned(&mut self, node: NodeId) -> Option<NodeId> {
+        let target = match self.cursor.stack.top()? {
+            ReturnAddress::Node(target) => target,
+            ReturnAddress::Ip(ip) => self.graph.node_at_ip(&self.code, self.cursor.mode, ip),
+        };
+        if target == NOWHERE {
+            return None;
+        }
+        self.cursor.stack.pop();
+        self.graph.count_target(node, target);
+        Some(target)
+    }
+
+    /// Takes a TIP: walks from `node` to the instruction that it belongs to, and through it. `None` where the careful
+    /// walker must look; `node` is then as far as the walk is sure.
+    #[inline]
+    fn target(&mut self, node: &mut NodeId, ip: Ip) -> Option<NodeId> {
+        let mut steps = 0;
+        loop {
+            let this = &self.graph.nodes[node.0 as usize];
+            match this.exit {
+                Exit::JmpInd | Exit::CallInd | Exit::Ret => break,
+                Exit::Call | Exit::Link if steps < MAX_FREE_STEPS => {
+                    steps += 1;
+                    *node = self.step_free(*node);
+                }
+                Exit::Unbuilt => self.graph.build(&self.code, *node),
+                _ => return None,
+            }
+        }
+        let target = self.graph.node_at_ip(&self.code, self.cursor.mode, ip);
+        if target == NOWHERE {
+            return None;
+        }
+        let this = self.graph.nodes[node.0 as usize];
+        match this.exit {
+            Exit::CallInd => self.cursor.stack.push(ReturnAddress::Node(this.ret)),
+            // SDM: every near RET pops, compressed or not.
+            Exit::Ret => _ = self.cursor.stack.pop(),
+            _ => {}
+        }
+        self.graph.count_target(*node, target);
+        self.ran(*node, this.insns, Leave::To(target), true);
+        Some(target)
+    }
+
+    /// Takes a timing packet or padding; gives its length, or `None` for any other packet.
+    #[inline]
+    fn timing(&mut self, data: &[u8], pos: usize) -> Option<usize> {
+        let head = data[pos];
+        if head & 3 == 3 {
+            return self.cyc(data, pos);
+        }
+        match head {
+            0 => Some(1),
+            0x59 => {
+                if self.timed {
+                    self.clock.mtc(data[pos + 1], self.mark.ordinal);
+                }
+                Some(2)
+            }
+            0x19 => {
+                if self.timed {
+                    let payload = u64_at(data, pos) >> 8;
+                    self.clock.tsc(payload, self.mark.ordinal);
+                }
+                Some(8)
+            }
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn cyc(&mut self, data: &[u8], pos: usize) -> Option<usize> {
+        let head = data[pos];
+        let mut value = u64::from(head >> 3);
+        let mut len = 1;
+        let mut more = head & 4 != 0;
+        while more {
+            // Ten bytes hold 64 bits; a longer one is the careful walker's to refuse.
+            if len == 10 {
+                return None;
+            }
+            let byte = data[pos + len];
+            value |= u64::from(byte >> 1) << (7 * len - 2);
+            more = byte & 1 != 0;
+            len += 1;
+        }
+        if self.timed {
+            self.clock.cyc(value);
+        }
+        Some(len)
+    }
+}
+
+#[inline]
+fn u64_at(data: &[u8], pos: usize) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&data[pos..pos + 8]);
+    u64::from_le_bytes(bytes)
+}
+
+/// The address of an IP packet at `pos`, and the packet's length; `None` where suppressed or reserved.
+#[inline]
+fn ip_payload(data: &[u8], pos: usize) -> Option<(IpPayload, usize)> {
+    let raw = u64_at(data, pos + 1);
+    let (form, raw, len) = match data[pos] >> 5 {
+        1 => (IpBytes::Update16, raw & 0xffff, 3),
+        2 => (IpBytes::Update32, raw & 0xffff_ffff, 5),
+        3 => (IpBytes::Sext48, raw & 0xffff_ffff_ffff, 7),
+        4 => (IpBytes::Update48, raw & 0xffff_ffff_ffff, 7),
+        6 => (IpBytes::Full, raw, 9),
+        _ => return None,
+    };
+    Some((IpPayload { form, raw }, len))
+}
+
+/// The outcomes of a long TNT at `pos`.
+#[inline]
+fn long_tnt(data: &[u8], pos: usize) -> Option<(u64, u32)> {
+    if data[pos] != 2 || data[pos + 1] != 0xa3 {
+        return None;
+    }
+    let raw = u64_at(data, pos) >> 16;
+    let count = 63u32.checked_sub(raw.leading_zeros())?;
+    (count > 0).then(|| (raw & ((1 << count) - 1), count))
+}

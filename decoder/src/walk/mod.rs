@@ -1,0 +1,272 @@
+//! The walk of one work unit: packets against code.
+//!
+//! Two walkers share one [`cursor::Cursor`]. The [`careful`] one knows every rule, takes one packet at a time and is
+//! the reference. The [`fast`] one knows TNT, TIP and skipped timing over the block graph; at anything else it hands
+//! the cursor to the careful one, and takes it back at the next clean point.
+//!
+//! *Invariant*: rules are added to the careful walker only; stopping the fast one at any packet changes no result.
+
+mod careful;
+pub(crate) mod cursor;
+mod fast;
+
+use crate::clock::{Clock, Timeline};
+use crate::code::CodeView;
+use crate::config::PtConfig;
+use crate::graph::Graph;
+use crate::image::{AddressSpaces, Images};
+use crate::ledger::{Ledger, Loss, LossReason};
+use crate::packet::ExecMode;
+use crate::profile::EdgeKind;
+use crate::reader::{Position, Reader};
+use crate::sink::{Branch, Event, Mark, Sink};
+use crate::stream::TraceStream;
+use crate::units::{AuxOffset, Ip};
+use cursor::{Cursor, Place};
+
+/// What a walk needs to know besides the bytes: of one stream, which belongs to one process.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a, 'm> {
+    /// The trace.
+    pub stream: &'a TraceStream<'m>,
+    /// All images of the capture.
+    pub images: &'a Images<'m>,
+    /// What the process had mapped, over time.
+    pub spaces: &'a AddressSpaces,
+    /// How the trace was recorded.
+    pub config: &'a PtConfig,
+}
+
+/// Which walker does the work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Engine {
+    /// The fast walker, with the careful one for the rest.
+    #[default]
+    Fast,
+    /// The careful walker alone: the reference.
+    Careful,
+    /// The fast walker, stopped after every so many packets: tests that no hand-over changes a result.
+    Interrupted(u32),
+}
+
+/// What came out of a unit, besides what the sink took.
+#[derive(Clone, Debug, Default)]
+pub struct UnitResult {
+    /// Bytes decoded and lost.
+    pub ledger: Ledger,
+    /// Times of the unit's marks; empty where the sink asked for none.
+    pub timeline: Timeline,
+    /// The mark at the unit's end.
+    pub end: Mark,
+}
+
+/// A loss that is still going on.
+#[derive(Clone, Copy, Debug)]
+struct OpenLoss {
+    reason: LossReason,
+    from: AuxOffset,
+    bytes: u64,
+    begin: Mark,
+    at: Option<Ip>,
+}
+
+/// What the packets since the last clean point announced.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pending {
+    /// A FUP gave the source of an event; TIP or TIP.PGD will close it.
+    fup: Option<Ip>,
+    /// The next FUP belongs to a packet seen before (PTW, EXSTOP, MODE.TSX, BEP, CFE, TRIG) and is no event's source.
+    fup_is_bound: bool,
+    /// Mode at the next TIP or TIP.PGE.
+    mode: Option<ExecMode>,
+    /// Inside PSB+.
+    psb: Option<PsbPlus>,
+}
+
+/// Status packets between PSB and PSBEND.
+#[derive(Clone, Copy, Debug, Default)]
+struct PsbPlus {
+    ip: Option<Ip>,
+    mode: Option<ExecMode>,
+}
+
+/// The walk of one unit.
+pub(crate) struct Walker<'w, 'a, 'm, S: Sink> {
+    context: Context<'a, 'm>,
+    graph: &'w mut Graph,
+    sink: &'w mut S,
+    code: CodeView<'a, 'm>,
+    space: usize,
+    cursor: Cursor,
+    reader: Reader<'a, 'm>,
+    end: Position,
+    /// Where the packet in hand begins.
+    packet_at: AuxOffset,
+    pending: Pending,
+    clock: Clock,
+    /// Timing packets are read: the sink wants times, or the address space changes over time.
+    timed: bool,
+    mark: Mark,
+    ledger: Ledger,
+    loss: Option<OpenLoss>,
+    engine: Engine,
+}
+
+impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
+    /// A walk from a PSB at `from` up to `end`, which is the next unit's PSB or the end of the stretch.
+    pub fn new(
+        context: Context<'a, 'm>,
+        graph: &'w mut Graph,
+        sink: &'w mut S,
+        engine: Engine,
+        from: Position,
+        end: Position,
+    ) -> Self {
+        static NO_SPACE: crate::image::AddressSpace = crate::image::AddressSpace::empty();
+        let versions = context.spaces.versions();
+        let space = versions.first().map_or(&NO_SPACE, |version| &version.1);
+        graph.forget_ips();
+        Self {
+            context,
+            graph,
+            sink,
+            code: CodeView { images: context.images, space },
+            space: 0,
+            cursor: Cursor::new(),
+            reader: Reader::new(context.stream, from),
+            end,
+            packet_at: AuxOffset(0),
+            pending: Pending::default(),
+            clock: Clock::new(context.config),
+            timed: S::CLOCK || versions.len() > 1,
+            mark: Mark::default(),
+            ledger: Ledger::default(),
+            loss: None,
+            engine,
+        }
+    }
+
+    /// Walks the unit.
+    pub fn run(mut self) -> UnitResult {
+        self.clock.set_reference(self.reader.reference());
+        while self.reader.at() < self.end {
+            if self.can_run_fast() {
+                self.fast();
+                if self.reader.at() >= self.end {
+                    break;
+                }
+            }
+            if !self.careful() {
+                break;
+            }
+        }
+        self.seam();
+        self.packet_at = self.reader.offset();
+        self.close_loss();
+        UnitResult {
+            ledger: self.ledger,
+            timeline: if S::CLOCK { self.clock.finish() } else { Timeline::default() },
+            end: self.mark,
+        }
+    }
+
+    fn can_run_fast(&self) -> bool {
+        matches!(self.cursor.place, Place::At(_))
+            && self.engine != Engine::Careful
+            && self.pending.is_clean()
+            && !self.reader.in_block()
+    }
+
+    /// Chooses the address space by the time that the last packet gave.
+    fn choose_space(&mut self) {
+        if !self.timed || self.context.spaces.versions().len() < 2 {
+            return;
+        }
+        let index = self.context.spaces.index_at(self.clock.now());
+        if index != self.space {
+            self.space = index;
+            self.code.space = &self.context.spaces.versions()[index].1;
+            self.graph.forget_ips();
+        }
+    }
+
+    /// Flow is lost here.
+    fn lose(&mut self, reason: LossReason, place: Place) {
+        let at = match self.cursor.place {
+            Place::At(ip) => Some(ip),
+            _ => None,
+        };
+        self.cursor.place = place;
+        self.cursor.tnt.clear();
+        self.pending = Pending { psb: self.pending.psb, ..Pending::default() };
+        if self.loss.is_some_and(|loss| loss.reason != reason) {
+            self.close_loss();
+        }
+        if self.loss.is_none() {
+            self.loss = Some(OpenLoss { reason, from: self.packet_at, bytes: 0, begin: self.mark, at });
+        }
+    }
+
+    /// Flow is known again: writes the loss down.
+    fn close_loss(&mut self) {
+        if let Some(loss) = self.loss.take() {
+            self.ledger.losses.push(Loss {
+                reason: loss.reason,
+                from: loss.from,
+                to: self.packet_at.max(loss.from),
+                bytes: loss.bytes,
+                at: loss.at,
+            });
+            let event = Event::Gap { reason: loss.reason, begin: loss.begin, bytes: loss.bytes };
+            self.sink.event(event, self.mark);
+        }
+    }
+
+    /// Goes on at an address that the trace itself gave.
+    fn arrive(&mut self, ip: Ip) {
+        self.cursor.place = Place::At(ip);
+        if !self.code.has_code(ip) {
+            self.lose(LossReason::NoImage, Place::NoImage);
+        }
+    }
+
+    /// Flow begins anew at an address: after a loss, or at the unit's start.
+    fn resync(&mut self, ip: Ip) {
+        self.close_loss();
+        self.cursor.tnt.clear();
+        self.cursor.stack.clear();
+        self.arrive(ip);
+        if let Place::At(ip) = self.cursor.place {
+            self.sink.event(Event::Sync { at: self.code.code_addr(ip) }, self.mark);
+        }
+    }
+
+    /// Counts and reports one transfer; the instruction itself is counted already.
+    fn transfer(&mut self, kind: EdgeKind, from: Ip, to: Option<Ip>, taken: bool) {
+        self.row(kind, Some(from), to, taken);
+        if self.timed {
+            self.clock.date(self.mark.ordinal);
+        }
+        if S::RUNS {
+            let branch = Branch {
+                kind,
+                from: self.code.code_addr(from),
+                to: to.map(|to| self.code.code_addr(to)),
+                taken,
+            };
+            self.sink.branch(&branch, self.mark);
+        }
+    }
+
+    /// Counts a row of the profile.
+    fn row(&mut self, kind: EdgeKind, from: Option<Ip>, to: Option<Ip>, taken: bool) {
+        let addr = |ip: Ip| self.code.code_addr(ip);
+        self.graph.count_single(kind, from.map(addr), to.map(addr), taken);
+    }
+}
+
+impl Pending {
+    fn is_clean(&self) -> bool {
+        self.fup.is_none() && !self.fup_is_bound && self.mode.is_none() && self.psb.is_none()
+    }
+}
