@@ -23,3 +23,84 @@ pub fn next_psb(bytes: &[u8], from: usize) -> Option<usize> {
     }
     Some(at)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{PSB, next_psb};
+    use crate::packet::encoder::encode;
+    use crate::packet::{IpBytes, IpPayload, Packet, TntBits, arbitrary};
+
+    /// What a PSB is by definition: 16 bytes of the pattern that no further pair follows.
+    fn defined(bytes: &[u8], from: usize) -> Option<usize> {
+        (from..bytes.len())
+            .find(|&at| bytes[at..].starts_with(&PSB) && !bytes[at + 16..].starts_with(&[0x02, 0x82]))
+    }
+
+    fn bytes_of(packets: &[Packet]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        packets.iter().for_each(|packet| encode(packet, &mut bytes));
+        bytes
+    }
+
+    /// Packets whose last bytes are the beginning of the pattern.
+    fn deceptive_end() -> impl Strategy<Value = Vec<Packet>> {
+        let pairs = 0x8202_8202_8202_8202;
+        let tnt = Packet::ShortTnt(TntBits { bits: 1, count: 6 }); // the byte 82
+        let cyc = Packet::Cyc { cycles: 32 }; // the bytes 07 02
+        let tip = |form| Packet::Tip(IpPayload::with_form(form, pairs));
+        prop::sample::select(vec![
+            vec![],
+            vec![cyc, tnt],
+            vec![Packet::Mtc { ctc: 0x02 }, tnt],
+            vec![Packet::Mtc { ctc: 0x82 }],
+            vec![tip(IpBytes::Update16)],
+            vec![tip(IpBytes::Update32)],
+            vec![tip(IpBytes::Sext48)],
+            vec![tip(IpBytes::Full)],
+            vec![Packet::Mnt { payload: pairs }],
+            vec![Packet::Ptw { payload: pairs << 8, wide: true, ip: false }, tnt],
+            vec![Packet::Cbr { ratio: 0x02 }],
+        ])
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn finds_the_psb_between_any_packets(
+            before in arbitrary::packets(20),
+            end in deceptive_end(),
+            after in arbitrary::packets(20),
+        ) {
+            let no_psb = |packets: Vec<Packet>| -> Vec<Packet> {
+                packets.into_iter().filter(|packet| *packet != Packet::Psb).collect()
+            };
+            let head = bytes_of(&[no_psb(before), end].concat());
+            let stream = [&head[..], &PSB, &bytes_of(&no_psb(after))].concat();
+            prop_assert_eq!(next_psb(&stream, 0), Some(head.len()));
+            prop_assert_eq!(next_psb(&stream, head.len()), Some(head.len()));
+            prop_assert_eq!(next_psb(&stream, head.len() + 1), None);
+        }
+
+        #[test]
+        fn agrees_with_the_definition(
+            parts in prop::collection::vec(prop::sample::select(vec![
+                &[0x02, 0x82][..], &[0x02, 0x82, 0x02, 0x82, 0x02, 0x82, 0x02, 0x82], &PSB, &[0x02], &[0x82], &[0x00],
+            ]), 0..24),
+            from in 0usize..64,
+        ) {
+            let bytes = parts.concat();
+            prop_assert_eq!(next_psb(&bytes, from), defined(&bytes, from));
+        }
+    }
+
+    #[test]
+    fn beyond_the_end_there_is_none() {
+        assert_eq!(next_psb(&PSB, 0), Some(0));
+        assert_eq!(next_psb(&PSB, 16), None);
+        assert_eq!(next_psb(&PSB, usize::MAX), None);
+        assert_eq!(next_psb(&PSB[..15], 0), None);
+    }
+}

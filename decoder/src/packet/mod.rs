@@ -2,10 +2,14 @@
 //!
 //! Byte layouts: Intel SDM vol. 3C, "Intel Processor Trace", section "Trace Packets and Data Types".
 
+#[cfg(test)]
+pub(crate) mod arbitrary;
 mod display;
 pub mod encoder;
 mod ip;
 pub mod lexer;
+#[cfg(test)]
+mod tests;
 
 pub use ip::{IpBytes, IpPayload, LastIp};
 
