@@ -1,9 +1,10 @@
 //! The code that a walk sees: images through one address space, in one execution mode.
 
-use crate::image::{AddressSpace, Images};
+use crate::image::{AddressSpace, FunctionAt, Images};
 use crate::insn::{self, Insn};
 use crate::packet::ExecMode;
 use crate::profile::CodeAddr;
+use crate::sink::Site;
 use crate::units::{ImageId, Ip, Svma};
 
 /// Images as one address space shows them.
@@ -29,6 +30,21 @@ impl<'a, 'm> CodeView<'a, 'm> {
             Some((image, svma)) => CodeAddr { image: Some(image), addr: svma.0 },
             None => CodeAddr::bare(ip),
         }
+    }
+
+    /// The address with the function that it lies in.
+    pub fn site(&self, ip: Ip) -> Site {
+        let addr = self.code_addr(ip);
+        let function = match addr.image {
+            Some(image) => self.function(image, Svma(addr.addr)),
+            None => FunctionAt::default(),
+        };
+        Site { addr, function }
+    }
+
+    /// The function at a stated address.
+    pub fn function(&self, image: ImageId, svma: Svma) -> FunctionAt {
+        self.images.get(image).map(|image| image.function_at(svma)).unwrap_or_default()
     }
 
     /// True where an instruction could be read at the address.

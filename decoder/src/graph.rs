@@ -15,9 +15,11 @@
 //! *Invariant*: the graph grows with the code touched, never with the trace.
 
 use crate::code::CodeView;
+use crate::image::FunctionAt;
 use crate::insn::{Class, InsnStream};
 use crate::packet::ExecMode;
 use crate::profile::{CodeAddr, EdgeKind, EdgeRow};
+use crate::sink::Site;
 use crate::units::{ImageId, Ip, Svma};
 use rustc_hash::FxHashMap;
 
@@ -65,6 +67,8 @@ pub(crate) struct Node {
     pub insns: u16,
     /// What ends it.
     pub exit: Exit,
+    /// A jump in it, or at its end, leads into another function.
+    pub crosses: bool,
 }
 
 /// A direct transfer folded into a node.
@@ -78,6 +82,10 @@ pub struct FoldedJump {
     pub kind: EdgeKind,
     /// Instructions from the node's start up to and with this one.
     pub insns: u16,
+    /// The function at the target.
+    pub function: FunctionAt,
+    /// The target lies in another function than the instruction.
+    pub crosses: bool,
 }
 
 /// The cold half of a node.
@@ -86,8 +94,12 @@ pub(crate) struct NodeInfo {
     pub image: ImageId,
     pub mode: ExecMode,
     pub start: Svma,
+    /// The function at `start`.
+    pub function: FunctionAt,
     /// The last instruction; `start` where there is none.
     pub last: Svma,
+    /// The function at `last`.
+    pub last_function: FunctionAt,
     jumps: (u32, u32),
 }
 
@@ -134,12 +146,12 @@ impl Graph {
             single: FxHashMap::default(),
             single_instructions: 0,
         };
-        let nowhere = graph.push(ImageId(u32::MAX), ExecMode::Bits64, Svma(0));
+        let nowhere = graph.push(ImageId(u32::MAX), ExecMode::Bits64, Svma(0), FunctionAt::default());
         graph.nodes[nowhere.0 as usize].exit = Exit::Stop;
         graph
     }
 
-    fn push(&mut self, image: ImageId, mode: ExecMode, start: Svma) -> NodeId {
+    fn push(&mut self, image: ImageId, mode: ExecMode, start: Svma, function: FunctionAt) -> NodeId {
         let id = NodeId(self.nodes.len() as u32);
         self.nodes.push(Node {
             succ: [NOWHERE; 2],
@@ -147,17 +159,26 @@ impl Graph {
             ret: NOWHERE,
             insns: 0,
             exit: Exit::Unbuilt,
+            crosses: false,
         });
-        self.info.push(NodeInfo { image, mode, start, last: start, jumps: (0, 0) });
+        self.info.push(NodeInfo {
+            image,
+            mode,
+            start,
+            function,
+            last: start,
+            last_function: function,
+            jumps: (0, 0),
+        });
         id
     }
 
     /// The node that begins at a stated address; it may be unbuilt.
-    fn node_at(&mut self, image: ImageId, mode: ExecMode, svma: Svma) -> NodeId {
+    fn node_at(&mut self, code: &CodeView<'_, '_>, image: ImageId, mode: ExecMode, svma: Svma) -> NodeId {
         if let Some(id) = self.ids.get(&(image, mode, svma)) {
             return *id;
         }
-        let id = self.push(image, mode, svma);
+        let id = self.push(image, mode, svma, code.function(image, svma));
         self.ids.insert((image, mode, svma), id);
         id
     }
@@ -177,7 +198,7 @@ impl Graph {
     #[inline(never)]
     fn node_at_ip_slow(&mut self, code: &CodeView<'_, '_>, mode: ExecMode, ip: Ip, slot: usize) -> NodeId {
         let id = match code.locate(ip) {
-            Some((image, svma)) => self.node_at(image, mode, svma),
+            Some((image, svma)) => self.node_at(code, image, mode, svma),
             None => NOWHERE,
         };
         self.ip_cache[slot] = (ip.0, id);
@@ -193,6 +214,10 @@ impl Graph {
     pub(crate) fn ip_of(&self, code: &CodeView<'_, '_>, id: NodeId) -> Option<Ip> {
         let info = &self.info[id.0 as usize];
         code.space.avma(info.image, info.start)
+    }
+
+    pub(crate) fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id.0 as usize]
     }
 
     pub(crate) fn info(&self, id: NodeId) -> &NodeInfo {
@@ -222,7 +247,7 @@ impl Graph {
             for insn in InsnStream::new(bytes, at.0, mode) {
                 if insns == MAX_INSNS {
                     exit = Exit::Link;
-                    succ[0] = self.node_at(image, mode, Svma(insn.addr));
+                    succ[0] = self.node_at(code, image, mode, Svma(insn.addr));
                     break 'runs;
                 }
                 insns += 1;
@@ -236,25 +261,27 @@ impl Graph {
                     Class::Jcc { target: to } => {
                         exit = Exit::Jcc;
                         succ = [
-                            self.node_at(image, mode, Svma(insn.next())),
-                            self.node_at(image, mode, Svma(to)),
+                            self.node_at(code, image, mode, Svma(insn.next())),
+                            self.node_at(code, image, mode, Svma(to)),
                         ];
                     }
                     Class::Call { target: to } => {
                         exit = Exit::Call;
-                        succ[0] = self.node_at(image, mode, Svma(to));
-                        ret = self.node_at(image, mode, Svma(insn.next()));
+                        succ[0] = self.node_at(code, image, mode, Svma(to));
+                        ret = self.node_at(code, image, mode, Svma(insn.next()));
                     }
                     Class::CallInd => {
                         exit = Exit::CallInd;
-                        ret = self.node_at(image, mode, Svma(insn.next()));
+                        ret = self.node_at(code, image, mode, Svma(insn.next()));
                     }
                     Class::JmpInd => exit = Exit::JmpInd,
                     Class::Ret => exit = Exit::Ret,
                     Class::Syscall | Class::Far | Class::Int | Class::Fault => exit = Exit::Stop,
                 }
                 if let Some((kind, to)) = target {
-                    self.jumps.push(FoldedJump { from: last, to, kind, insns });
+                    let function = code.function(image, to);
+                    let crosses = function.function != code.function(image, last).function;
+                    self.jumps.push(FoldedJump { from: last, to, kind, insns, function, crosses });
                 }
                 break;
             }
@@ -262,20 +289,26 @@ impl Graph {
                 Some((_, to)) if self.jumps.len() as u32 - first_jump < MAX_FOLDED => at = to,
                 Some((_, to)) => {
                     exit = Exit::Link;
-                    succ[0] = self.node_at(image, mode, to);
+                    succ[0] = self.node_at(code, image, mode, to);
                     break 'runs;
                 }
                 None => break 'runs,
             }
         }
+        let last_function = code.function(image, last);
+        let leaves = |to: NodeId| self.info[to.0 as usize].function.function != last_function.function;
+        let crosses = exit == Exit::Jcc && succ.into_iter().any(leaves)
+            || self.jumps[first_jump as usize..].iter().any(|jump| jump.crosses);
         let info = &mut self.info[id.0 as usize];
         info.last = last;
+        info.last_function = last_function;
         info.jumps = (first_jump, self.jumps.len() as u32);
         let node = &mut self.nodes[id.0 as usize];
         node.exit = exit;
         node.succ = succ;
         node.ret = ret;
         node.insns = insns;
+        node.crosses = crosses;
     }
 
     /// Counts an indirect transfer or a return from `from` to `to`.
@@ -338,7 +371,13 @@ impl Graph {
         CodeAddr { image: Some(image), addr: svma.0 }
     }
 
-    fn start_addr(&self, id: NodeId) -> CodeAddr {
+    /// A node's start and its function.
+    pub(crate) fn site(&self, id: NodeId) -> Site {
+        Site { addr: self.start_addr(id), function: self.info(id).function }
+    }
+
+    /// A node's start in the profile's terms.
+    pub(crate) fn start_addr(&self, id: NodeId) -> CodeAddr {
         let info = self.info(id);
         self.addr(info.image, info.start)
     }

@@ -11,12 +11,52 @@ pub struct CodeRegion<'m> {
     pub bytes: &'m [u8],
 }
 
+/// A function, as an index into whatever list of names the caller keeps.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FunctionId(pub u32);
+
+/// A stretch of an image that belongs to one function. A function split into parts (`.cold`) has several.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FunctionRange {
+    /// First address.
+    pub start: Svma,
+    /// One past the last address.
+    pub end: Svma,
+    /// The function.
+    pub function: FunctionId,
+    /// What it is; decides how calls into it are shown.
+    pub role: FunctionRole,
+}
+
+/// What a stretch of code is to a call tree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FunctionRole {
+    /// A function; it is entered at `start`.
+    Function,
+    /// Another part of a function: jumping to its start enters nothing.
+    Part,
+    /// A PLT stub: calls go through it, it is no function of its own.
+    Stub,
+}
+
+/// What is known of an address as part of a function.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FunctionAt {
+    /// The function; `None` where no symbol covers the address.
+    pub function: Option<FunctionId>,
+    /// The address is the function's first instruction.
+    pub entry: bool,
+    /// The address lies in a PLT stub.
+    pub stub: bool,
+}
+
 /// Code bytes with stated addresses: an ELF file's executable segments, or whatever else holds code.
 ///
 /// An image without regions is known by name only (its file is missing): code in it cannot be walked.
 #[derive(Clone, Debug, Default)]
 pub struct CodeImage<'m> {
     regions: Vec<CodeRegion<'m>>,
+    functions: Vec<FunctionRange>,
 }
 
 impl<'m> CodeImage<'m> {
@@ -37,7 +77,28 @@ impl<'m> CodeImage<'m> {
                 kept.push(region);
             }
         }
-        Self { regions: kept }
+        Self { regions: kept, functions: Vec::new() }
+    }
+
+    /// Adds what functions there are; overlapping ranges are taken as they are sorted: the one that starts last
+    /// before an address counts.
+    pub fn with_functions(mut self, mut functions: Vec<FunctionRange>) -> Self {
+        functions.sort_by_key(|function| (function.start, function.end));
+        self.functions = functions;
+        self
+    }
+
+    /// The function at a stated address.
+    pub fn function_at(&self, svma: Svma) -> FunctionAt {
+        let after = self.functions.partition_point(|function| function.start <= svma);
+        match self.functions[..after].last().filter(|function| svma < function.end) {
+            None => FunctionAt::default(),
+            Some(range) => FunctionAt {
+                function: Some(range.function),
+                entry: svma == range.start && range.role == FunctionRole::Function,
+                stub: range.role == FunctionRole::Stub,
+            },
+        }
     }
 
     /// The code from `svma` to the end of its region; `None` where there is none.

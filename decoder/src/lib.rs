@@ -13,6 +13,7 @@ pub mod config;
 pub mod graph;
 pub mod image;
 pub mod insn;
+pub mod jobs;
 pub mod ledger;
 pub mod packet;
 pub mod plan;

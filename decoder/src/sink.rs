@@ -5,6 +5,7 @@
 //! only needs [`CountOnly`].
 
 use crate::graph::{Graph, NodeId};
+use crate::image::FunctionAt;
 use crate::ledger::LossReason;
 use crate::profile::{CodeAddr, EdgeKind};
 
@@ -38,6 +39,15 @@ pub enum Leave {
     To(NodeId),
 }
 
+/// An address of traced code, and the function that it lies in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Site {
+    /// The address.
+    pub addr: CodeAddr,
+    /// The function.
+    pub function: FunctionAt,
+}
+
 /// One executed run: a node of the block graph, from its first instruction to its last.
 #[derive(Clone, Copy)]
 pub struct Run<'g> {
@@ -55,9 +65,11 @@ pub struct Branch {
     /// Kind of the transfer.
     pub kind: EdgeKind,
     /// The branch instruction.
-    pub from: CodeAddr,
+    pub from: Site,
+    /// The instruction behind it: where a call returns to.
+    pub next: CodeAddr,
     /// Where it goes (for a conditional branch: when taken).
-    pub to: Option<CodeAddr>,
+    pub to: Option<Site>,
     /// False for a conditional branch that fell through.
     pub taken: bool,
 }
@@ -79,28 +91,30 @@ pub enum Event {
     /// Flow is known to be here: the start of a unit (a PSB), or after a gap.
     Sync {
         /// Where.
-        at: CodeAddr,
+        at: Site,
     },
     /// Tracing went on.
     Enabled {
         /// First traced instruction.
-        at: CodeAddr,
+        at: Site,
+        /// This ends an overflow, and is no new start of tracing.
+        resumes: bool,
     },
     /// Tracing went off.
     Disabled {
         /// The last instruction, or for [`Off::Async`] the one that did not execute any more.
-        from: CodeAddr,
+        from: Site,
         /// Where control went, if the trace says so.
-        to: Option<CodeAddr>,
+        to: Option<Site>,
         /// Why.
         why: Off,
     },
     /// An interrupt or exception whose handler is traced.
     Async {
         /// The instruction that did not execute any more.
-        from: CodeAddr,
+        from: Site,
         /// The handler.
-        to: CodeAddr,
+        to: Site,
     },
     /// Flow was lost from `begin` up to this mark.
     Gap {

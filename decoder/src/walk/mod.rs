@@ -9,12 +9,14 @@
 mod careful;
 pub(crate) mod cursor;
 mod fast;
+mod steps;
 
 use crate::clock::{Clock, Timeline};
 use crate::code::CodeView;
 use crate::config::PtConfig;
 use crate::graph::Graph;
 use crate::image::{AddressSpaces, Images};
+use crate::insn::Insn;
 use crate::ledger::{Ledger, Loss, LossReason};
 use crate::packet::ExecMode;
 use crate::profile::EdgeKind;
@@ -237,12 +239,13 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
         self.cursor.stack.clear();
         self.arrive(ip);
         if let Place::At(ip) = self.cursor.place {
-            self.sink.event(Event::Sync { at: self.code.code_addr(ip) }, self.mark);
+            self.sink.event(Event::Sync { at: self.code.site(ip) }, self.mark);
         }
     }
 
     /// Counts and reports one transfer; the instruction itself is counted already.
-    fn transfer(&mut self, kind: EdgeKind, from: Ip, to: Option<Ip>, taken: bool) {
+    fn transfer(&mut self, kind: EdgeKind, insn: &Insn, to: Option<Ip>, taken: bool) {
+        let from = Ip(insn.addr);
         self.row(kind, Some(from), to, taken);
         if self.timed {
             self.clock.date(self.mark.ordinal);
@@ -250,8 +253,9 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
         if S::RUNS {
             let branch = Branch {
                 kind,
-                from: self.code.code_addr(from),
-                to: to.map(|to| self.code.code_addr(to)),
+                from: self.code.site(from),
+                next: self.code.code_addr(Ip(insn.next())),
+                to: to.map(|to| self.code.site(to)),
                 taken,
             };
             self.sink.branch(&branch, self.mark);

@@ -1,0 +1,92 @@
+//! Every executed transfer in order, for printing.
+
+use crate::graph::Exit;
+use crate::ledger::LossReason;
+use crate::profile::{CodeAddr, EdgeKind};
+use crate::sink::{Branch, Event, Leave, Mark, Run, Sink};
+use crate::units::Svma;
+
+/// One line of the list.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Line {
+    /// A transfer: taken branches, calls, returns, asynchronous events, resumptions.
+    Transfer {
+        /// Kind.
+        kind: EdgeKind,
+        /// From; `None` for [`EdgeKind::Resume`].
+        from: Option<CodeAddr>,
+        /// To; `None` where the trace does not say.
+        to: Option<CodeAddr>,
+    },
+    /// Flow was lost.
+    Gap {
+        /// Why.
+        reason: LossReason,
+        /// Bytes of trace that could not be used.
+        bytes: u64,
+    },
+}
+
+/// Collects the lines of one unit with the ordinal of each.
+#[derive(Clone, Debug, Default)]
+pub struct BranchList {
+    /// Ordinals never fall.
+    pub lines: Vec<(u64, Line)>,
+}
+
+impl BranchList {
+    fn transfer(&mut self, ordinal: u64, kind: EdgeKind, from: Option<CodeAddr>, to: Option<CodeAddr>) {
+        self.lines.push((ordinal, Line::Transfer { kind, from, to }));
+    }
+}
+
+impl Sink for BranchList {
+    const CLOCK: bool = true;
+    const RUNS: bool = true;
+
+    fn run(&mut self, run: Run<'_>, mark: Mark) {
+        let info = run.graph.info(run.node);
+        let node = run.graph.node(run.node);
+        let addr = |svma: Svma| Some(CodeAddr { image: Some(info.image), addr: svma.0 });
+        let start = mark.ordinal - u64::from(node.insns);
+        for jump in run.graph.jumps(run.node) {
+            self.transfer(start + u64::from(jump.insns), jump.kind, addr(jump.from), addr(jump.to));
+        }
+        let (kind, to) = match (node.exit, run.leave) {
+            (_, Leave::NotTaken) | (Exit::Link, _) => return,
+            (Exit::Jcc, _) => (EdgeKind::Jcc, node.succ[1]),
+            (Exit::Call, _) => (EdgeKind::Call, node.succ[0]),
+            (Exit::CallInd, Leave::To(to)) => (EdgeKind::CallInd, to),
+            (Exit::JmpInd, Leave::To(to)) => (EdgeKind::JmpInd, to),
+            (_, Leave::To(to)) => (EdgeKind::Ret, to),
+            _ => return,
+        };
+        self.transfer(mark.ordinal, kind, addr(info.last), Some(run.graph.start_addr(to)));
+    }
+
+    fn branch(&mut self, branch: &Branch, mark: Mark) {
+        if branch.taken {
+            self.transfer(mark.ordinal, branch.kind, Some(branch.from.addr), branch.to.map(|to| to.addr));
+        }
+    }
+
+    fn event(&mut self, event: Event, mark: Mark) {
+        match event {
+            Event::Sync { .. } => {}
+            Event::Enabled { at, resumes } => {
+                if !resumes {
+                    self.transfer(mark.ordinal, EdgeKind::Resume, None, Some(at.addr));
+                }
+            }
+            Event::Disabled { from, to, why } => {
+                if why == crate::sink::Off::Async {
+                    self.transfer(mark.ordinal, EdgeKind::Async, Some(from.addr), to.map(|to| to.addr));
+                }
+            }
+            Event::Async { from, to } => {
+                self.transfer(mark.ordinal, EdgeKind::Async, Some(from.addr), Some(to.addr));
+            }
+            Event::Gap { reason, bytes, .. } => self.lines.push((mark.ordinal, Line::Gap { reason, bytes })),
+        }
+    }
+}

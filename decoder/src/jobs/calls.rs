@@ -1,0 +1,360 @@
+//! Calls and returns: what a timeline is made of.
+//!
+//! Each unit's walk leaves a list of [`Step`]s; [`CallStacks`] takes them in stream order and alone knows the stack
+//! rules:
+//!
+//! - A call opens a frame; it ends when control returns to the address behind the call. A return ends every younger
+//!   frame too (exceptions, longjmp through returns).
+//! - A jump to the first instruction of another function is a tail call: the frame ends and the other function's
+//!   opens, with the same return address. A jump elsewhere (`.cold` parts, shared tails) opens nothing.
+//! - An indirect jump into the middle of a function that has a frame below ends the frames above it (longjmp).
+//! - A PLT stub is no function: the frame appears when the stub jumps on.
+//! - A return to an address that no frame waits for ends all frames: they were not opened by what is known. The
+//!   function returned to is open from then on, marked as inferred.
+//! - Tracing off opens a frame of its own kind (a syscall, say), tracing on ends it. If tracing goes on at another
+//!   function's first instruction (a signal handler), that function opens on top; if in the middle of a function that
+//!   has a frame below, the frames above it end.
+//! - A gap ends all frames where flow was lost.
+
+use crate::config::TscConversion;
+use crate::graph::Exit;
+use crate::image::FunctionId;
+use crate::ledger::LossReason;
+use crate::plan::Unit;
+use crate::profile::{CodeAddr, EdgeKind};
+use crate::sink::{Branch, Event, Leave, Mark, Off, Run, Sink, Site};
+use crate::units::{ImageId, Ns};
+use crate::walk::UnitResult;
+
+/// Something that may change the stack.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    Call { to: Site, returns_to: CodeAddr },
+    Return { to: Site },
+    Jump { to: Site, indirect: bool },
+    Off { why: Off },
+    On { at: Site },
+    Sync { at: Site },
+    Gap { reason: LossReason, begin: u64 },
+}
+
+/// Collects the steps of one unit.
+#[derive(Clone, Debug, Default)]
+pub struct CallSteps {
+    steps: Vec<(Mark, Step)>,
+}
+
+impl CallSteps {
+    fn push(&mut self, mark: Mark, step: Step) {
+        self.steps.push((mark, step));
+    }
+
+    /// The jumps folded into a node, and its conditional branch, where they lead into another function.
+    #[cold]
+    fn crossing(&mut self, run: &Run<'_>, mark: Mark) {
+        let info = run.graph.info(run.node);
+        let node = run.graph.node(run.node);
+        let start = mark.ordinal - u64::from(node.insns);
+        for jump in run.graph.jumps(run.node).iter().filter(|jump| jump.crosses) {
+            let addr = CodeAddr { image: Some(info.image), addr: jump.to.0 };
+            let to = Site { addr, function: jump.function };
+            let mark = Mark { ordinal: start + u64::from(jump.insns), ..mark };
+            self.push(mark, Step::Jump { to, indirect: false });
+        }
+        if node.exit == Exit::Jcc && run.leave == Leave::Taken {
+            let to = run.graph.site(node.succ[1]);
+            if to.function.function != info.last_function.function {
+                self.push(mark, Step::Jump { to, indirect: false });
+            }
+        }
+    }
+}
+
+impl Sink for CallSteps {
+    const CLOCK: bool = true;
+    const RUNS: bool = true;
+
+    #[inline]
+    fn run(&mut self, run: Run<'_>, mark: Mark) {
+        let node = run.graph.node(run.node);
+        if node.crosses {
+            self.crossing(&run, mark);
+        }
+        match (node.exit, run.leave) {
+            (Exit::Call, _) => {
+                let (to, ret) = (run.graph.site(node.succ[0]), run.graph.start_addr(node.ret));
+                self.push(mark, Step::Call { to, returns_to: ret });
+            }
+            (Exit::CallInd, Leave::To(to)) => {
+                let (to, ret) = (run.graph.site(to), run.graph.start_addr(node.ret));
+                self.push(mark, Step::Call { to, returns_to: ret });
+            }
+            (Exit::Ret, Leave::To(to)) => self.push(mark, Step::Return { to: run.graph.site(to) }),
+            (Exit::JmpInd, Leave::To(to)) => {
+                let to = run.graph.site(to);
+                if to.function.function != run.graph.info(run.node).last_function.function {
+                    self.push(mark, Step::Jump { to, indirect: true });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn branch(&mut self, branch: &Branch, mark: Mark) {
+        let Some(to) = branch.to.filter(|_| branch.taken) else { return };
+        match branch.kind {
+            // A call to the next instruction is how old code reads its own address.
+            EdgeKind::Call if to.addr == branch.next => {}
+            EdgeKind::Call | EdgeKind::CallInd => {
+                self.push(mark, Step::Call { to, returns_to: branch.next });
+            }
+            EdgeKind::Ret => self.push(mark, Step::Return { to }),
+            EdgeKind::Jmp | EdgeKind::JmpInd | EdgeKind::Jcc | EdgeKind::Far => {
+                let indirect = matches!(branch.kind, EdgeKind::JmpInd | EdgeKind::Far);
+                if to.function.function != branch.from.function.function {
+                    self.push(mark, Step::Jump { to, indirect });
+                }
+            }
+            EdgeKind::Syscall | EdgeKind::Async | EdgeKind::Resume | EdgeKind::Range => {}
+        }
+    }
+
+    fn event(&mut self, event: Event, mark: Mark) {
+        match event {
+            Event::Sync { at } => self.push(mark, Step::Sync { at }),
+            Event::Enabled { at, .. } => self.push(mark, Step::On { at }),
+            Event::Disabled { why, .. } => self.push(mark, Step::Off { why }),
+            // A traced handler runs on top of what it interrupted; its IRET is a far jump back into it.
+            Event::Async { from, to } => self.push(mark, Step::Call { to, returns_to: from.addr }),
+            Event::Gap { reason, begin, .. } => {
+                self.push(mark, Step::Gap { reason, begin: begin.ordinal });
+            }
+        }
+    }
+}
+
+/// What a frame stands for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum FrameName {
+    /// A function.
+    Function(FunctionId),
+    /// Code of an image that no symbol covers.
+    Image(ImageId),
+    /// Code in no image.
+    NoImage,
+    /// Time in a system call.
+    Syscall,
+    /// Other time without tracing.
+    Untraced,
+}
+
+/// Takes the frames of all streams, each stream's in order.
+pub trait FrameSink {
+    /// Why a frame could not be taken.
+    type Error;
+    /// A frame opens; `inferred` = control was in it before, but its call was not seen.
+    fn open(&mut self, stream: usize, at: Ns, name: FrameName, inferred: bool) -> Result<(), Self::Error>;
+    /// The youngest open frame ends.
+    fn close(&mut self, stream: usize, at: Ns) -> Result<(), Self::Error>;
+    /// Flow was lost in between; no frame is open.
+    fn gap(&mut self, stream: usize, from: Ns, to: Ns, reason: LossReason) -> Result<(), Self::Error>;
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    name: FrameName,
+    returns_to: Option<CodeAddr>,
+    /// Frames of PLT stubs are not shown.
+    shown: bool,
+}
+
+/// The stack of one stream.
+#[derive(Clone, Debug, Default)]
+struct Stack {
+    frames: Vec<Frame>,
+    now: Ns,
+    /// Instructions before the current unit: time, where the trace has none.
+    instructions: u64,
+}
+
+/// Folds the steps of all units into frames.
+pub struct CallStacks<F> {
+    sink: F,
+    time: Option<TscConversion>,
+    stacks: Vec<Stack>,
+}
+
+impl<F: FrameSink> CallStacks<F> {
+    /// Stacks for so many streams. Without a conversion, times are TSC ticks; without any timing packet they are
+    /// instructions.
+    pub fn new(streams: usize, time: Option<TscConversion>, sink: F) -> Self {
+        Self { sink, time, stacks: vec![Stack::default(); streams] }
+    }
+
+    /// Takes the next unit of its stream.
+    pub fn take(&mut self, unit: &Unit, steps: &CallSteps, result: &UnitResult) -> Result<(), F::Error> {
+        let mut fold =
+            Fold { stack: &mut self.stacks[unit.stream], sink: &mut self.sink, stream: unit.stream };
+        let mut times = result.timeline.reader();
+        let base = fold.stack.instructions;
+        let mut ns = |mark: Mark| match times.at(mark.ordinal) {
+            Some(moment) => self.time.map_or(Ns(moment.tsc.0), |time| time.to_ns(moment.tsc)),
+            None => Ns(base + mark.instructions()),
+        };
+        if unit.after_break && !fold.stack.frames.is_empty() {
+            fold.close_all()?;
+        }
+        let mut gap_from = None;
+        for (mark, step) in &steps.steps {
+            // A gap's begin was passed already: frames were open up to there.
+            if let Step::Gap { begin, .. } = step {
+                gap_from = Some(ns(Mark { ordinal: *begin, ..*mark }).max(fold.stack.now));
+                fold.stack.now = gap_from.unwrap_or_default();
+                fold.close_all()?;
+            }
+            let now = ns(*mark).max(fold.stack.now);
+            fold.stack.now = now;
+            fold.step(*step, gap_from.take())?;
+        }
+        let end = ns(result.end).max(fold.stack.now);
+        fold.stack.now = end;
+        fold.stack.instructions = base + result.end.instructions();
+        Ok(())
+    }
+
+    /// Ends all frames and gives the sink back.
+    pub fn finish(mut self) -> Result<F, F::Error> {
+        for (stream, stack) in self.stacks.iter_mut().enumerate() {
+            Fold { stack, sink: &mut self.sink, stream }.close_all()?;
+        }
+        Ok(self.sink)
+    }
+}
+
+/// One stream's stack at work.
+struct Fold<'f, F> {
+    stack: &'f mut Stack,
+    sink: &'f mut F,
+    stream: usize,
+}
+
+impl<F: FrameSink> Fold<'_, F> {
+    fn step(&mut self, step: Step, gap_from: Option<Ns>) -> Result<(), F::Error> {
+        match step {
+            Step::Call { to, returns_to } => self.open(to, Some(returns_to), false),
+            Step::Return { to } => self.ret(to),
+            Step::Jump { to, indirect } => self.jump(to, indirect),
+            Step::Off { why } => {
+                let name = if why == Off::Syscall { FrameName::Syscall } else { FrameName::Untraced };
+                self.push(Frame { name, returns_to: None, shown: true }, false)
+            }
+            Step::On { at } => self.on(at),
+            Step::Sync { at } => self.settle(at),
+            Step::Gap { reason, .. } => {
+                self.sink.gap(self.stream, gap_from.unwrap_or(self.stack.now), self.stack.now, reason)
+            }
+        }
+    }
+
+    fn push(&mut self, frame: Frame, inferred: bool) -> Result<(), F::Error> {
+        if frame.shown {
+            self.sink.open(self.stream, self.stack.now, frame.name, inferred)?;
+        }
+        self.stack.frames.push(frame);
+        Ok(())
+    }
+
+    fn pop(&mut self) -> Result<(), F::Error> {
+        match self.stack.frames.pop() {
+            Some(frame) if frame.shown => self.sink.close(self.stream, self.stack.now),
+            _ => Ok(()),
+        }
+    }
+
+    fn close_all(&mut self) -> Result<(), F::Error> {
+        while !self.stack.frames.is_empty() {
+            self.pop()?;
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, at: Site, returns_to: Option<CodeAddr>, inferred: bool) -> Result<(), F::Error> {
+        let frame = Frame { name: name(at), returns_to, shown: !at.function.stub };
+        self.push(frame, inferred)
+    }
+
+    fn ret(&mut self, to: Site) -> Result<(), F::Error> {
+        let waits = |frame: &Frame| frame.returns_to == Some(to.addr);
+        match self.stack.frames.iter().rposition(waits) {
+            Some(index) => {
+                while self.stack.frames.len() > index {
+                    self.pop()?;
+                }
+                // What is below may be unknown: then this is it.
+                self.settle(to)
+            }
+            // A return that nothing called: it may enter a function (a return used as a jump), or leave what is known.
+            None if to.function.entry => self.jump(to, true),
+            None => {
+                self.close_all()?;
+                self.settle(to)
+            }
+        }
+    }
+
+    fn jump(&mut self, to: Site, indirect: bool) -> Result<(), F::Error> {
+        let target = name(to);
+        let top = self.stack.frames.last().copied();
+        if to.function.entry || to.function.stub {
+            let returns_to = top.and_then(|frame| frame.returns_to);
+            if top.is_some() {
+                self.pop()?;
+            }
+            return self.open(to, returns_to, false);
+        }
+        if indirect && top.is_some_and(|frame| frame.name != target) {
+            self.unwind_to(target)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the frames above the youngest one of that name; leaves all where there is none.
+    fn unwind_to(&mut self, target: FrameName) -> Result<(), F::Error> {
+        if let Some(index) = self.stack.frames.iter().rposition(|frame| frame.name == target) {
+            while self.stack.frames.len() > index + 1 {
+                self.pop()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn on(&mut self, at: Site) -> Result<(), F::Error> {
+        if self
+            .stack
+            .frames
+            .last()
+            .is_some_and(|frame| matches!(frame.name, FrameName::Syscall | FrameName::Untraced))
+        {
+            self.pop()?;
+        }
+        match self.stack.frames.last() {
+            Some(frame) if frame.name == name(at) && !at.function.entry => Ok(()),
+            Some(_) if at.function.entry => self.open(at, None, false),
+            Some(_) => self.unwind_to(name(at)),
+            None => self.open(at, None, !at.function.entry),
+        }
+    }
+
+    /// Makes sure that some frame is open.
+    fn settle(&mut self, at: Site) -> Result<(), F::Error> {
+        if self.stack.frames.is_empty() { self.open(at, None, !at.function.entry) } else { Ok(()) }
+    }
+}
+
+fn name(at: Site) -> FrameName {
+    match (at.function.function, at.addr.image) {
+        (Some(function), _) => FrameName::Function(function),
+        (None, Some(image)) => FrameName::Image(image),
+        (None, None) => FrameName::NoImage,
+    }
+}

@@ -1,0 +1,4 @@
+//! The jobs: what a run makes of the flow, besides counting it.
+
+pub mod branches;
+pub mod calls;
