@@ -64,7 +64,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         }
     }
 
-    fn advance(&mut self, bytes: usize) {
+    pub(super) fn advance(&mut self, bytes: usize) {
         if self.reader.skip(bytes) {
             self.clock.set_reference(self.reader.reference());
         }
@@ -251,7 +251,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         }
     }
 
-    fn take_mode(&mut self) {
+    pub(super) fn take_mode(&mut self) {
         if let Some(mode) = self.pending.mode.take() {
             self.set_mode(mode);
         }
@@ -313,7 +313,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         self.pending = Default::default();
     }
 
-    fn went_off(&mut self, from: Ip, to: Option<Ip>, why: Off) {
+    pub(super) fn went_off(&mut self, from: Ip, to: Option<Ip>, why: Off) {
         if self.timed {
             self.clock.date(self.mark.ordinal);
             self.clock.off(self.mark.ordinal);
