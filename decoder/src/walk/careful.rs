@@ -15,7 +15,7 @@ use crate::units::Ip;
 
 /// What became of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Used {
+pub(super) enum Used {
     /// It was understood and used (or means nothing to the flow).
     Yes,
     /// It could not be used: its bytes are lost.
@@ -336,7 +336,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
     // ---- outcomes and events
 
     /// Uses up the outcomes of a TNT packet.
-    fn consume_tnt(&mut self) -> Used {
+    pub(super) fn consume_tnt(&mut self) -> Used {
         let mut leash = Leash::default();
         while self.cursor.tnt.count > 0 {
             if let Err(stuck) = self.consume_bit(&mut leash) {

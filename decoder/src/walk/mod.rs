@@ -154,6 +154,11 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
         while self.reader.at() < self.end {
             if self.can_run_fast() {
                 self.fast();
+                if self.cursor.tnt.count > 0 {
+                    // The fast walker gave up inside a TNT packet.
+                    self.packet_at = self.reader.offset();
+                    self.consume_tnt();
+                }
                 if self.reader.at() >= self.end {
                     break;
                 }
@@ -274,3 +279,6 @@ impl Pending {
         self.fup.is_none() && !self.fup_is_bound && self.mode.is_none() && self.psb.is_none()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,153 @@
+//! The command line.
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Hardware branch traces (Intel PT in perf.data) into timelines and exact edge profiles.
+#[derive(Parser, Debug)]
+#[command(name = "ptflow", version, max_term_width = 100)]
+pub struct Args {
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Verb {
+    /// What is in a capture: CPU, settings, streams, threads, images found or missing, losses
+    Info(InfoArgs),
+    /// A timeline: .pftrace (Perfetto), .json (Chrome trace) or .txt, each also with .gz
+    Convert(ConvertArgs),
+    /// How often each branch went where
+    Profile(ProfileArgs),
+    /// What is in the trace, one line each
+    Dump(DumpArgs),
+}
+
+/// What every verb takes.
+#[derive(ClapArgs, Debug)]
+pub struct Common {
+    /// A perf.data file
+    pub capture: PathBuf,
+    /// Look for images below this folder first (as perf's --symfs); may be given several times
+    #[arg(long, value_name = "DIR")]
+    pub images: Vec<PathBuf>,
+    /// Worker threads [default: all processors]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Only the thread of this id
+    #[arg(long, value_name = "TID")]
+    pub thread: Option<u32>,
+    /// Only the process of this id or name
+    #[arg(long, value_name = "PID|COMM")]
+    pub process: Option<String>,
+    /// Only the trace of this CPU
+    #[arg(long, value_name = "N")]
+    pub cpu: Option<u32>,
+    /// Write what became of every byte, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Say nothing but errors
+    #[arg(long)]
+    pub quiet: bool,
+    /// Draw no progress bar
+    #[arg(long)]
+    pub no_progress: bool,
+}
+
+#[derive(ClapArgs, Debug)]
+pub struct InfoArgs {
+    #[command(flatten)]
+    pub common: Common,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(ClapArgs, Debug)]
+pub struct ConvertArgs {
+    #[command(flatten)]
+    pub common: Common,
+    /// Where to; the name says the format; `-` is standard output, as text
+    #[arg(short, long, value_name = "OUT")]
+    pub output: PathBuf,
+}
+
+#[derive(ClapArgs, Debug)]
+pub struct ProfileArgs {
+    #[command(flatten)]
+    pub common: Common,
+    /// Where to [default: standard output]
+    #[arg(short, long, value_name = "OUT", default_value = "-")]
+    pub output: PathBuf,
+    /// What to write
+    #[arg(long, value_enum, default_value_t = ProfileFormat::Edges)]
+    pub format: ProfileFormat,
+    /// How addresses are written
+    #[arg(long, value_enum, default_value_t = Addresses::Image)]
+    pub addresses: Addresses,
+    /// Which decoder walks
+    #[arg(long, value_enum, default_value_t = EngineChoice::Native)]
+    pub engine: EngineChoice,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ProfileFormat {
+    /// One line an edge, tab-separated
+    Edges,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Addresses {
+    /// IMAGE:0xSVMA, the same for every process and load address
+    Image,
+    /// The plain virtual addresses of the one process
+    Runtime,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EngineChoice {
+    /// ptflow's own
+    Native,
+    /// ptflow's careful walker alone: slow, the reference
+    Careful,
+    /// Intel's libipt (needs a build with --features oracle)
+    Libipt,
+}
+
+#[derive(ClapArgs, Debug)]
+pub struct DumpArgs {
+    /// What to list
+    #[arg(value_enum)]
+    pub what: DumpWhat,
+    #[command(flatten)]
+    pub common: Common,
+    /// Where to [default: standard output]
+    #[arg(short, long, value_name = "OUT", default_value = "-")]
+    pub output: PathBuf,
+    /// Symbols behind addresses
+    #[arg(long)]
+    pub symbols: bool,
+    /// Which decoder walks
+    #[arg(long, value_enum, default_value_t = EngineChoice::Native)]
+    pub engine: EngineChoice,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DumpWhat {
+    /// Intel PT packets
+    Packets,
+    /// Executed branches, in order
+    Branches,
+}
+
+/// The command line makes no sense together: exit status 2.
+#[derive(Debug)]
+pub struct Usage(pub String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}

@@ -1,0 +1,131 @@
+//! The run's ledger: what became of every byte of trace, for people and for scripts.
+
+use anyhow::Context as _;
+use ptflow_decoder::ledger::Ledger;
+use serde::Serialize;
+use std::path::Path;
+use std::time::Instant;
+
+/// `--report`: the run in figures.
+#[derive(Serialize, Debug)]
+pub struct Report {
+    pt_bytes_in: u64,
+    pt_bytes_decoded: u64,
+    lost: Vec<Lost>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    branches: Option<u64>,
+    instructions: u64,
+    segments: usize,
+    threads: usize,
+    seconds: Seconds,
+    peak_rss_bytes: u64,
+}
+
+#[derive(Serialize, Debug)]
+struct Lost {
+    reason: &'static str,
+    stream: String,
+    from: u64,
+    to: u64,
+    bytes: u64,
+    count: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    at: Option<String>,
+}
+
+#[derive(Serialize, Debug)]
+struct Seconds {
+    total: f64,
+    cpu: f64,
+}
+
+/// What a run comes to.
+pub struct Outcome<'a> {
+    /// Bytes of trace that were to be decoded.
+    pub bytes_in: u64,
+    /// What became of them, by stream.
+    pub ledgers: &'a [Ledger],
+    /// The streams' names.
+    pub streams: &'a [String],
+    /// Branches, where they were counted.
+    pub branches: Option<u64>,
+    /// Instructions.
+    pub instructions: u64,
+    /// Units of work.
+    pub segments: usize,
+    /// Threads.
+    pub threads: usize,
+}
+
+impl Outcome<'_> {
+    /// Writes the report where it is asked for, and says on standard error what was lost.
+    pub fn tell(&self, started: Instant, file: Option<&Path>, quiet: bool) -> anyhow::Result<()> {
+        if !quiet {
+            self.warn();
+        }
+        let Some(path) = file else { return Ok(()) };
+        let report = Report {
+            pt_bytes_in: self.bytes_in,
+            pt_bytes_decoded: self.ledgers.iter().map(|ledger| ledger.decoded).sum(),
+            lost: self.lost(),
+            branches: self.branches,
+            instructions: self.instructions,
+            segments: self.segments,
+            threads: self.threads,
+            seconds: Seconds { total: started.elapsed().as_secs_f64(), cpu: cpu_seconds() },
+            peak_rss_bytes: peak_rss_bytes(),
+        };
+        let mut text = serde_json::to_string_pretty(&report)?;
+        text.push('\n');
+        std::fs::write(path, text).with_context(|| format!("cannot write the report {}", path.display()))
+    }
+
+    fn lost(&self) -> Vec<Lost> {
+        let mut lost = Vec::new();
+        for (ledger, stream) in self.ledgers.iter().zip(self.streams) {
+            for loss in &ledger.losses {
+                lost.push(Lost {
+                    reason: loss.reason.name(),
+                    stream: stream.clone(),
+                    from: loss.from.0,
+                    to: loss.to.0,
+                    bytes: loss.bytes,
+                    count: 1,
+                    at: loss.at.map(|ip| ip.to_string()),
+                });
+            }
+        }
+        lost
+    }
+
+    /// A line for each reason: how often, how many bytes.
+    fn warn(&self) {
+        let mut by_reason = std::collections::BTreeMap::new();
+        for loss in self.ledgers.iter().flat_map(|ledger| &ledger.losses) {
+            let (count, bytes) = by_reason.entry(loss.reason).or_insert((0u64, 0u64));
+            *count += 1;
+            *bytes += loss.bytes;
+        }
+        for (reason, (count, bytes)) in by_reason {
+            let share = 100.0 * bytes as f64 / self.bytes_in.max(1) as f64;
+            let times = if count == 1 { "once".to_owned() } else { format!("{count} times") };
+            eprintln!("ptflow: lost: {} {times}, {bytes} bytes of trace ({share:.2} %)", reason.name());
+        }
+    }
+}
+
+/// CPU seconds of this process, all threads.
+fn cpu_seconds() -> f64 {
+    // utime and stime are the 14th and 15th field, in clock ticks; the name in the second may hold anything.
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    (ticks(11) + ticks(12)) / 100.0
+}
+
+/// The most memory this process ever had resident, mapped files included.
+fn peak_rss_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
