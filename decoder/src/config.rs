@@ -1,6 +1,6 @@
 //! How a trace was recorded: what the decoder must know besides the bytes.
 
-use crate::units::{Ns, Tsc};
+use crate::units::{Ip, Ns, Tsc};
 
 /// CPUID identification; chooses errata.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,6 +36,38 @@ pub struct PtConfig {
     pub cpu: Option<CpuModel>,
     /// TSC to perf's clock, where the file tells.
     pub time: Option<TscConversion>,
+    /// Event Trace is on: MODE.Exec and a FUP tell of a change of the interrupt flag.
+    pub event_trace: bool,
+    /// Address filters, in runtime addresses; none: everything is traced.
+    pub filters: Vec<Filter>,
+}
+
+/// An address filter of the recording.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Filter {
+    /// First address.
+    pub start: Ip,
+    /// One past the last address.
+    pub end: Ip,
+    /// Tracing stops when control comes here; else: only what is in here is traced.
+    pub stop: bool,
+}
+
+impl PtConfig {
+    /// True where a branch to `ip` ends tracing: it lies in a stop region, or in none of the traced regions.
+    pub fn is_filtered_out(&self, ip: Ip) -> bool {
+        let mut traced = None;
+        for filter in &self.filters {
+            let inside = filter.start <= ip && ip < filter.end;
+            if filter.stop && inside {
+                return true;
+            }
+            if !filter.stop {
+                traced = Some(traced.unwrap_or(false) || inside);
+            }
+        }
+        traced == Some(false)
+    }
 }
 
 impl Default for PtConfig {
@@ -51,6 +83,8 @@ impl Default for PtConfig {
             max_nonturbo_ratio: 0,
             cpu: None,
             time: None,
+            event_trace: false,
+            filters: Vec::new(),
         }
     }
 }

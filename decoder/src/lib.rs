@@ -10,11 +10,14 @@
 pub mod clock;
 pub mod code;
 pub mod config;
+pub mod errata;
 pub mod graph;
 pub mod image;
 pub mod insn;
 pub mod jobs;
 pub mod ledger;
+#[cfg(feature = "oracle")]
+pub mod oracle;
 pub mod packet;
 pub mod plan;
 pub mod profile;

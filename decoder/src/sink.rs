@@ -7,6 +7,7 @@
 use crate::graph::{Graph, NodeId};
 use crate::image::FunctionAt;
 use crate::ledger::LossReason;
+use crate::packet::Packet;
 use crate::profile::{CodeAddr, EdgeKind};
 
 /// A place in the flow of one work unit.
@@ -115,6 +116,13 @@ pub enum Event {
         from: Site,
         /// The handler.
         to: Site,
+    },
+    /// A packet that tells of something besides flow and time: PTWRITE, power, transactions, event trace, paging.
+    Told {
+        /// The packet.
+        packet: Packet,
+        /// The instruction that it belongs to, where it has one.
+        at: Option<Site>,
     },
     /// Flow was lost from `begin` up to this mark.
     Gap {

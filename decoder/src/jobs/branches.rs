@@ -72,7 +72,7 @@ impl Sink for BranchList {
 
     fn event(&mut self, event: Event, mark: Mark) {
         match event {
-            Event::Sync { .. } => {}
+            Event::Sync { .. } | Event::Told { .. } => {}
             Event::Enabled { at, resumes } => {
                 if !resumes {
                     self.transfer(mark.ordinal, EdgeKind::Resume, None, Some(at.addr));

@@ -6,9 +6,10 @@
 use super::cursor::Place;
 use super::steps::{Leash, Stuck};
 use super::{PsbPlus, Walker};
+use crate::insn::Class;
 use crate::ledger::LossReason;
 use crate::packet::lexer::LexError;
-use crate::packet::{IpPayload, LastIp, Packet};
+use crate::packet::{IpBytes, IpPayload, LastIp, Packet};
 use crate::profile::EdgeKind;
 use crate::sink::{Event, Off, Sink};
 use crate::units::Ip;
@@ -22,15 +23,47 @@ pub(super) enum Used {
     No,
 }
 
+/// An IP packet's address is not known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct BadIp;
+
+/// True for an address that 5-level paging allows: bits 63:56 are equal.
+fn is_canonical(ip: u64) -> bool {
+    ((ip << 7) as i64 >> 7) as u64 == ip
+}
+
+/// Packets that no bound packet waits across.
+fn is_flow(packet: Packet) -> bool {
+    matches!(
+        packet,
+        Packet::ShortTnt(_)
+            | Packet::LongTnt(_)
+            | Packet::Tip(_)
+            | Packet::TipPge(_)
+            | Packet::TipPgd(_)
+            | Packet::Psb
+            | Packet::Ovf
+    )
+}
+
 impl<S: Sink> Walker<'_, '_, '_, S> {
     /// Takes the next packet; false at the end of the stretch.
     pub(super) fn careful(&mut self) -> bool {
         self.packet_at = self.reader.offset();
         match self.reader.read() {
             None => false,
+            Some(Ok((packet, len))) if self.is_cyc_cut_by_overflow(packet, len) => {
+                self.advance(1);
+                self.ledger.decoded += 1;
+                true
+            }
             Some(Ok((packet, len))) => {
                 self.advance(len);
                 let used = self.apply(packet);
+                if packet != Packet::Pad {
+                    self.after_branches =
+                        matches!(packet, Packet::ShortTnt(_) | Packet::LongTnt(_) | Packet::Tip(_));
+                }
                 match (used, &mut self.loss) {
                     (Used::No, Some(loss)) => loss.bytes += len as u64,
                     _ => self.ledger.decoded += len as u64,
@@ -42,10 +75,24 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 false
             }
             Some(Err(LexError::BadPacket)) => {
-                self.skip_to_psb();
+                if self.errata.skz84 && self.reader.rest().starts_with(&[0x02, 0x73]) {
+                    // A corrupt TMA has a byte too many and tells nothing.
+                    self.advance(8);
+                    self.ledger.decoded += 8;
+                } else {
+                    self.skip_to_psb();
+                }
                 true
             }
         }
+    }
+
+    /// SKD007: an OVF took the place of a CYC's second byte.
+    fn is_cyc_cut_by_overflow(&self, packet: Packet, len: usize) -> bool {
+        self.errata.skd007
+            && len == 2
+            && matches!(packet, Packet::Cyc { .. })
+            && self.reader.rest().get(1..3) == Some(&[0x02, 0xf3])
     }
 
     /// The packets that close the unit: the next unit's PSB+, which says where the walk ends. Its bytes are the next
@@ -81,6 +128,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
     /// Bytes that are no packet: only a PSB is a safe point to go on from.
     fn skip_to_psb(&mut self) {
         self.pending.psb = None;
+        self.cursor.last_ip_known = false;
         self.reader.reset_context();
         let mut rest = self.reader.rest();
         let at = self.reader.at();
@@ -94,6 +142,9 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
     fn apply(&mut self, packet: Packet) -> Used {
         if self.pending.psb.is_some() {
             return self.apply_in_psb(packet);
+        }
+        if !self.bound.is_empty() && is_flow(packet) {
+            self.flush_bound(None);
         }
         match packet {
             Packet::ShortTnt(tnt) | Packet::LongTnt(tnt) => {
@@ -110,26 +161,15 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             Packet::Psb => {
                 self.pending = super::Pending { psb: Some(PsbPlus::default()), ..Default::default() };
                 self.cursor.last_ip = LastIp(0);
+                self.cursor.last_ip_known = true;
                 Used::Yes
             }
             Packet::ModeExec { mode, .. } => {
                 self.pending.mode = Some(mode);
                 Used::Yes
             }
-            Packet::ModeTsx { abort, .. } => {
-                // Begin and commit: a FUP with the instruction's address follows. Abort: FUP and TIP, an event.
-                self.pending.fup_is_bound = !abort && self.is_on();
-                Used::Yes
-            }
-            Packet::Ptw { ip, .. }
-            | Packet::ExStop { ip }
-            | Packet::Bep { ip }
-            | Packet::Cfe { ip, .. }
-            | Packet::Trig { ip, .. } => {
-                self.pending.fup_is_bound |= ip;
-                Used::Yes
-            }
             Packet::TraceStop => {
+                self.tell(packet);
                 self.switch_off();
                 Used::Yes
             }
@@ -138,8 +178,27 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 Used::Yes
             }
             Packet::PsbEnd => Used::Yes,
+            _ if self.tell(packet) => Used::Yes,
             _ => self.status(packet),
         }
+    }
+
+    /// Decompresses an address; the inner `None` is a packet without one. `Err` where it cannot be told, or is no
+    /// address that a CPU could have sent.
+    pub(super) fn take_ip(&mut self, payload: IpPayload) -> Result<Option<Ip>, BadIp> {
+        let alone = matches!(payload.form, IpBytes::Sext48 | IpBytes::Full);
+        if !self.cursor.last_ip_known && !alone && payload.form != IpBytes::Suppressed {
+            return Err(BadIp);
+        }
+        let Some(ip) = self.cursor.last_ip.update(payload) else { return Ok(None) };
+        self.cursor.last_ip_known = is_canonical(ip);
+        if self.cursor.last_ip_known { Ok(Some(Ip(ip))) } else { Err(BadIp) }
+    }
+
+    /// An address that no CPU sends: the bytes are not what they seem.
+    fn bad_ip(&mut self) -> Used {
+        self.lose(LossReason::BadPacket, Place::Lost);
+        Used::No
     }
 
     /// Packets that carry time or state and no flow.
@@ -158,7 +217,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         Used::Yes
     }
 
-    fn is_on(&self) -> bool {
+    pub(super) fn is_on(&self) -> bool {
         matches!(self.cursor.place, Place::At(_) | Place::NoImage)
     }
 
@@ -184,7 +243,13 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         let Some(mut psb) = self.pending.psb else { return Used::Yes };
         match packet {
             Packet::ModeExec { mode, .. } => psb.mode = Some(mode),
-            Packet::Fup(payload) => psb.ip = self.cursor.last_ip.update(payload).map(Ip),
+            Packet::Fup(payload) => match self.take_ip(payload) {
+                Ok(ip) => psb.ip = ip,
+                Err(BadIp) => {
+                    self.pending.psb = None;
+                    return self.bad_ip();
+                }
+            },
             Packet::PsbEnd => {
                 self.pending.psb = None;
                 self.finish_psb(psb);
@@ -219,7 +284,10 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
     }
 
     /// PSBEND: walks to the address that PSB+ gave; everything from before is forgotten here.
-    fn finish_psb(&mut self, psb: PsbPlus) {
+    fn finish_psb(&mut self, mut psb: PsbPlus) {
+        if self.errata.bdm70 && !self.is_on() && self.enable_follows() {
+            psb = PsbPlus::default();
+        }
         if let Some(mode) = psb.mode {
             self.set_mode(mode);
         }
@@ -242,6 +310,29 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         self.cursor.tnt.clear();
     }
 
+    /// BDM70: whether a TIP.PGE comes next; PSB+ then should not have had an address.
+    fn enable_follows(&self) -> bool {
+        let mut ahead = self.reader.clone();
+        while let Some(Ok((packet, len))) = ahead.read() {
+            match packet {
+                Packet::TipPge(_) => return true,
+                Packet::Pad
+                | Packet::Tsc { .. }
+                | Packet::Tma { .. }
+                | Packet::Mtc { .. }
+                | Packet::Cyc { .. }
+                | Packet::Cbr { .. }
+                | Packet::Pip { .. }
+                | Packet::ModeExec { .. }
+                | Packet::ModeTsx { .. }
+                | Packet::Vmcs { .. }
+                | Packet::Mnt { .. } => ahead.skip(len),
+                _ => return false,
+            };
+        }
+        false
+    }
+
     // ---- on, off, overflow
 
     fn set_mode(&mut self, mode: crate::packet::ExecMode) {
@@ -259,8 +350,10 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
 
     /// TIP.PGE.
     fn enable(&mut self, payload: IpPayload) -> Used {
-        let Some(ip) = self.cursor.last_ip.update(payload).map(Ip) else {
-            return self.unexpected();
+        let ip = match self.take_ip(payload) {
+            Ok(Some(ip)) => ip,
+            Ok(None) => return self.unexpected(),
+            Err(BadIp) => return self.bad_ip(),
         };
         let after_overflow = self.cursor.place == Place::Overflowed;
         if matches!(self.cursor.place, Place::At(_)) {
@@ -286,7 +379,15 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
 
     /// TIP.PGD.
     fn disable(&mut self, payload: IpPayload) -> Used {
-        let to = self.cursor.last_ip.update(payload).map(Ip);
+        let to = match self.take_ip(payload) {
+            Ok(to) => to,
+            // That tracing is off is certain all the same.
+            Err(BadIp) => {
+                let used = self.bad_ip();
+                self.switch_off();
+                return used;
+            }
+        };
         self.pending.mode = None;
         let fup = self.pending.fup.take();
         let used = match (self.cursor.place, fup) {
@@ -349,18 +450,25 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
     }
 
     fn fup(&mut self, payload: IpPayload) -> Used {
-        let ip = self.cursor.last_ip.update(payload).map(Ip);
-        if std::mem::take(&mut self.pending.fup_is_bound) {
+        let ip = match self.take_ip(payload) {
+            Ok(ip) => ip,
+            Err(BadIp) => return self.bad_ip(),
+        };
+        if self.pending.fup_is_bound || self.is_flag_change() {
+            self.pending.mode = None;
+            self.bound_fup(ip);
             return Used::Yes;
         }
         let Some(ip) = ip else { return Used::Yes };
+        self.flush_bound(Some(ip));
         match self.cursor.place {
+            Place::Overflowed if self.errata.apl12 && self.enable_follows() => Used::Yes,
             Place::Overflowed => {
                 self.choose_space();
                 self.resync(ip);
                 Used::Yes
             }
-            Place::At(_) => match self.walk_to(ip) {
+            Place::At(_) => match self.walk_to_event(ip) {
                 Ok(()) => {
                     self.pending.fup = Some(ip);
                     Used::Yes
@@ -372,16 +480,58 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 Used::Yes
             }
             Place::Off => Used::Yes,
-            Place::Lost => Used::No,
+            // The source of an event is an address that the trace itself gives: flow is known again.
+            Place::Lost => {
+                self.resync(ip);
+                self.pending.fup = Some(ip);
+                Used::Yes
+            }
         }
     }
 
+    /// With Event Trace, MODE.Exec directly before a FUP tells that the interrupt flag changed there, and no TIP
+    /// follows.
+    fn is_flag_change(&self) -> bool {
+        self.context.config.event_trace && self.pending.mode.is_some()
+    }
+
+    /// Walks to the source of an event.
+    fn walk_to_event(&mut self, ip: Ip) -> Result<(), Stuck> {
+        if !self.errata.fup_with_next_ip && !self.errata.bdm64 {
+            return self.walk_to(ip);
+        }
+        if self.free_path(|at, _| at == ip) {
+            return self.walk_to(ip);
+        }
+        if self.errata.fup_with_next_ip {
+            // Goldmont: the address behind an indirect branch stands for the branch itself.
+            let mut last = None;
+            self.free_path(|at, class| {
+                last = Some((at, class));
+                false
+            });
+            if let Some((at, Class::JmpInd | Class::CallInd | Class::Ret)) = last
+                && self.code.insn(at, self.cursor.mode).is_some_and(|insn| insn.next() == ip.0)
+            {
+                return self.walk_to(at);
+            }
+        }
+        if self.errata.bdm64 && self.bound.iter().any(|packet| matches!(packet, Packet::ModeTsx { .. })) {
+            // The branch before a transaction's abort was recorded wrongly: only the abort's own address counts.
+            self.lose(LossReason::Desync, Place::Lost);
+            self.resync(ip);
+            return Ok(());
+        }
+        self.walk_to(ip)
+    }
+
     fn tip(&mut self, payload: IpPayload) -> Used {
-        let to = self.cursor.last_ip.update(payload).map(Ip);
-        let fup = self.pending.fup.take();
-        let Some(to) = to else {
-            return self.unexpected();
+        let to = match self.take_ip(payload) {
+            Ok(Some(to)) => to,
+            Ok(None) => return self.unexpected(),
+            Err(BadIp) => return self.bad_ip(),
         };
+        let fup = self.pending.fup.take();
         match (self.cursor.place, fup) {
             (Place::At(_) | Place::NoImage, Some(from)) => {
                 self.take_mode();
@@ -412,7 +562,21 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                     Used::No
                 }
             }
-            (Place::Off | Place::Overflowed | Place::Lost, _) => {
+            (Place::Lost, _) => {
+                if self.is_sure(to) {
+                    self.take_mode();
+                    self.resync(to);
+                    Used::Yes
+                } else {
+                    Used::No
+                }
+            }
+            (Place::Overflowed, _) if self.errata.skd010 => {
+                self.take_mode();
+                self.resync(to);
+                Used::Yes
+            }
+            (Place::Off | Place::Overflowed, _) => {
                 self.pending.mode = None;
                 self.unexpected()
             }

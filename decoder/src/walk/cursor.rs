@@ -112,6 +112,8 @@ pub(crate) struct Cursor {
     pub place: Place,
     pub mode: ExecMode,
     pub last_ip: LastIp,
+    /// False where bytes were skipped: compressed addresses mean nothing until one stands alone.
+    pub last_ip_known: bool,
     pub tnt: TntQueue,
     pub stack: ReturnStack,
 }
@@ -122,6 +124,7 @@ impl Cursor {
             place: Place::Off,
             mode: ExecMode::Bits64,
             last_ip: LastIp(0),
+            last_ip_known: true,
             tnt: TntQueue::default(),
             stack: ReturnStack::new(),
         }

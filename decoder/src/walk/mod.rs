@@ -6,19 +6,22 @@
 //!
 //! *Invariant*: rules are added to the careful walker only; stopping the fast one at any packet changes no result.
 
+mod bound;
 mod careful;
 pub(crate) mod cursor;
 mod fast;
+mod resync;
 mod steps;
 
 use crate::clock::{Clock, Timeline};
 use crate::code::CodeView;
 use crate::config::PtConfig;
+use crate::errata::Errata;
 use crate::graph::Graph;
 use crate::image::{AddressSpaces, Images};
 use crate::insn::Insn;
 use crate::ledger::{Ledger, Loss, LossReason};
-use crate::packet::ExecMode;
+use crate::packet::{ExecMode, Packet};
 use crate::profile::EdgeKind;
 use crate::reader::{Position, Reader};
 use crate::sink::{Branch, Event, Mark, Sink};
@@ -105,6 +108,8 @@ pub(crate) struct Walker<'w, 'a, 'm, S: Sink> {
     /// Where the packet in hand begins.
     packet_at: AuxOffset,
     pending: Pending,
+    /// Packets that wait for the address in the next FUP.
+    bound: Vec<Packet>,
     clock: Clock,
     /// Timing packets are read: the sink wants times, or the address space changes over time.
     timed: bool,
@@ -112,6 +117,11 @@ pub(crate) struct Walker<'w, 'a, 'm, S: Sink> {
     ledger: Ledger,
     loss: Option<OpenLoss>,
     engine: Engine,
+    errata: Errata,
+    /// The last packet but padding was a TNT or a TIP: one more TIP may be a deferred one.
+    after_branches: bool,
+    /// Looks ahead that were in vain, in this unit.
+    vain_looks: u32,
 }
 
 impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
@@ -139,12 +149,16 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
             end,
             packet_at: AuxOffset(0),
             pending: Pending::default(),
+            bound: Vec::new(),
             clock: Clock::new(context.config),
             timed: S::CLOCK || versions.len() > 1,
             mark: Mark::default(),
             ledger: Ledger::default(),
             loss: None,
             engine,
+            errata: Errata::of(context.config.cpu),
+            after_branches: false,
+            vain_looks: 0,
         }
     }
 
@@ -154,6 +168,7 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
         while self.reader.at() < self.end {
             if self.can_run_fast() {
                 self.fast();
+                self.after_branches = true;
                 if self.cursor.tnt.count > 0 {
                     // The fast walker gave up inside a TNT packet.
                     self.packet_at = self.reader.offset();
@@ -181,6 +196,7 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
         matches!(self.cursor.place, Place::At(_))
             && self.engine != Engine::Careful
             && self.pending.is_clean()
+            && self.bound.is_empty()
             && !self.reader.in_block()
     }
 
@@ -276,7 +292,7 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
 
 impl Pending {
     fn is_clean(&self) -> bool {
-        self.fup.is_none() && !self.fup_is_bound && self.mode.is_none() && self.psb.is_none()
+        self.fup.is_none() && self.mode.is_none() && self.psb.is_none()
     }
 }
 

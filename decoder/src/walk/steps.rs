@@ -74,6 +74,12 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         Ok(())
     }
 
+    /// Executes the one instruction at the cursor, which needs no trace.
+    pub(super) fn walk_through(&mut self) -> Result<(), Stuck> {
+        let insn = self.here()?;
+        self.execute_free(&insn, &mut Leash::default())
+    }
+
     /// Walks to an address without any help of the trace.
     pub(super) fn walk_to(&mut self, target: Ip) -> Result<(), Stuck> {
         let mut leash = Leash::default();
@@ -143,10 +149,10 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             self.ledger.decoded += len as u64;
         }
         let Some(Ok((Packet::Tip(payload), len))) = self.reader.peek() else { return None };
-        let to = self.cursor.last_ip.update(payload)?;
+        let to = self.take_ip(payload).ok()??;
         self.advance(len);
         self.ledger.decoded += len as u64;
-        Some(Ip(to))
+        Some(to)
     }
 
     fn indirect(&mut self, insn: &Insn, to: Ip, leash: &mut Leash) -> Result<(), Stuck> {
@@ -204,8 +210,9 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             match insn.class {
                 Class::Jmp { .. } | Class::Call { .. } => {
                     self.execute_free(&insn, &mut leash)?;
-                    if to.is_some_and(|to| self.cursor.place == Place::At(to)) {
-                        self.went_off(from, to, Off::Branch);
+                    let Place::At(target) = self.cursor.place else { return Err(DESYNC) };
+                    if to == Some(target) || to.is_none() && self.context.config.is_filtered_out(target) {
+                        self.went_off(from, Some(target), Off::Branch);
                         return Ok(());
                     }
                 }
