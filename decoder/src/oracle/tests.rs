@@ -136,9 +136,9 @@ impl Case {
         Session::new(&self.trace, &images, &space, &PtConfig::default()).edges().unwrap()
     }
 
-    /// Rows as (kind, from, to, taken, not taken), addresses as offsets; and no failures.
+    /// These rows, and nothing failed.
     #[track_caller]
-    fn check(&self, want: &[(EdgeKind, Option<u64>, Option<u64>, u64, u64)], instructions: u64) {
+    fn check(&self, want: &[Row], instructions: u64) {
         let edges = self.edges();
         assert_eq!(edges.failures, []);
         assert_eq!(rows(&edges), want);
@@ -147,6 +147,7 @@ impl Case {
     }
 }
 
+/// Kind, from, to, taken, not taken; addresses as offsets.
 type Row = (EdgeKind, Option<u64>, Option<u64>, u64, u64);
 
 fn rows(edges: &Edges) -> Vec<Row> {
@@ -309,7 +310,7 @@ fn file_sections_and_images_give_the_same() {
     std::io::Write::write_all(&mut file, &[&[0; 24], &CODE[..]].concat()).unwrap();
     let section =
         FileSection { path: file.path().to_owned(), offset: 24, size: CODE.len() as u64, address: Ip(AT) };
-    let cache = SectionCache::new(&[section.clone()]).unwrap();
+    let cache = SectionCache::new(std::slice::from_ref(&section)).unwrap();
     // Classes of instructions come from the images, libipt's code from the file.
     let (images, space, config) = (images(), space(), PtConfig::default());
     let session = Session::new(&case.trace, &images, &space, &config).with_sections(&cache);

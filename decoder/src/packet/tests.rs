@@ -22,6 +22,8 @@ fn encoded(packet: &Packet) -> Vec<u8> {
     bytes
 }
 
+type IpKind = fn(IpPayload) -> Packet;
+
 /// Canonical bytes outside a block and the packet they are.
 fn vectors() -> Vec<(Vec<u8>, Packet)> {
     use IpBytes::{Full, Sext48, Suppressed, Update16, Update32, Update48};
@@ -58,7 +60,7 @@ fn vectors() -> Vec<(Vec<u8>, Packet)> {
         (&[0x02, 0x43, 0x00, 0x40, 0xd4, 0x3f, 0, 0], Pip { cr3: 0x3_fd44_0000, non_root: false }),
         (&[0x02, 0x43, 0x03, 0, 0, 0, 0, 0], Pip { cr3: 0x20, non_root: true }),
         (&[0x02, 0x43, 0xfe, 0xff, 0xff, 0xff, 0xff, 0xff], Pip { cr3: 0xf_ffff_ffff_ffe0, non_root: false }),
-        (&[0x02, 0xc8, 1, 2, 3, 4, 5], Vmcs { base: 0x5_0403_0201_000 }),
+        (&[0x02, 0xc8, 1, 2, 3, 4, 5], Vmcs { base: 0x5040_3020_1000 }),
         (&[0x19, 1, 2, 3, 4, 5, 6, 7], Tsc { tsc: 0x07_0605_0403_0201 }),
         (&[0x02, 0x73, 0x34, 0x12, 0, 0xcd, 0x01], Tma { ctc: 0x1234, fast: 0x1cd }),
         (&[0x59, 0xa7], Mtc { ctc: 0xa7 }),
@@ -103,8 +105,7 @@ fn vectors() -> Vec<(Vec<u8>, Packet)> {
     .into_iter()
     .map(|(bytes, packet)| (bytes.to_vec(), packet))
     .collect();
-    let kinds: [(u8, fn(IpPayload) -> Packet); 4] =
-        [(0x0d, Tip), (0x11, TipPge), (0x01, TipPgd), (0x1d, Fup)];
+    let kinds: [(u8, IpKind); 4] = [(0x0d, Tip), (0x11, TipPge), (0x01, TipPgd), (0x1d, Fup)];
     for (opcode, kind) in kinds {
         for (code, payload, form, raw) in [
             (0x00, &[][..], Suppressed, 0),
@@ -288,7 +289,7 @@ fn packets_as_text() {
         (Packet::TipPge(ip(IpBytes::Update48, 0x40_1000)), "tip.pge    4: ????000000401000"),
         (Packet::Fup(ip(IpBytes::Sext48, 0x8123_4567_89ab)), "fup        3: ffff8123456789ab"),
         (Packet::ModeExec { mode: ExecMode::Bits64, interrupt_flag: true }, "mode.exec  64-bit, if"),
-        (Packet::Pip { cr3: 0x3fd43_4000, non_root: true }, "pip        00000003fd434000, nr"),
+        (Packet::Pip { cr3: 0x3_fd43_4000, non_root: true }, "pip        00000003fd434000, nr"),
         (Packet::Tma { ctc: 0x1234, fast: 0x1cd }, "tma        1234, 1cd"),
         (Packet::Ptw { payload: 0x2a, wide: false, ip: true }, "ptw        0000002a, ip"),
         (Packet::Pwre { hw: true, state: 3, sub_state: 4 }, "pwre       c3.4, hw"),
