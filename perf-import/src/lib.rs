@@ -1,1 +1,50 @@
-//! Placeholder.
+//! perf.data to trace streams, address spaces, images and symbols: mapped, not copied.
+//!
+//! ```text
+//! PerfFile ─► Capture{streams, config, processes} ─► ImageStore{images, address spaces, functions}
+//! ```
+//!
+//! *Invariant*: this crate knows no packets; trace bytes pass through as slices of the map.
+//! *Invariant*: every length and offset in a file is taken for hostile: nothing here panics or allocates by it.
+
+pub mod attr;
+mod auxtrace;
+mod bytes;
+pub mod capture;
+pub mod file;
+pub mod images;
+pub mod process;
+pub mod record;
+pub mod streams;
+pub mod symbols;
+pub mod trailer;
+pub mod write;
+
+pub use auxtrace::PtInfo;
+pub use capture::{Capture, CaptureError};
+pub use file::{OpenError, PerfFile};
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        pub struct $name(pub u32);
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "{}", self.0)
+            }
+        }
+    };
+}
+id!(
+    /// A process id.
+    Pid
+);
+id!(
+    /// A thread id.
+    Tid
+);
+id!(
+    /// A CPU number.
+    Cpu
+);
