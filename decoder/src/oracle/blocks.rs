@@ -10,7 +10,7 @@ use libipt_sys as pt;
 use super::session::Session;
 use super::{PtError, SectionCache};
 use crate::code::CodeView;
-use crate::config::PtConfig;
+use crate::config::{Filter, PtConfig};
 use crate::units::{Ip, Tsc};
 
 /// Where blocks end, besides at the branches that need the trace.
@@ -67,7 +67,32 @@ pub(super) fn pt_config(trace: &[u8], config: &PtConfig) -> pt::pt_config {
         // SAFETY: both structs are alive. A CPU that libipt does not know has no errata.
         let _ = unsafe { pt::pt_cpu_errata(&mut raw.errata, &raw.cpu) };
     }
+    raw.addr_filter = pt_filters(&config.filters);
     raw
+}
+
+/// Address filters as the CPU's registers hold them (IA32_RTIT_CTL.ADDRn_CFG: 1 filter, 2 stop; IA32_RTIT_ADDRn_A and
+/// _B, both inclusive), of which there are at most four.
+fn pt_filters(filters: &[Filter]) -> pt::pt_conf_addr_filter {
+    let mut control = 0;
+    let mut bounds = [(0, 0); 4];
+    for (n, (filter, bound)) in filters.iter().zip(&mut bounds).enumerate() {
+        control |= (if filter.stop { 2u64 } else { 1 }) << (4 * n);
+        *bound = (filter.start.0, filter.end.0.saturating_sub(1));
+    }
+    let [(addr0_a, addr0_b), (addr1_a, addr1_b), (addr2_a, addr2_b), (addr3_a, addr3_b)] = bounds;
+    pt::pt_conf_addr_filter {
+        config: pt::pt_conf_addr_filter__bindgen_ty_1 { addr_cfg: control },
+        addr0_a,
+        addr0_b,
+        addr1_a,
+        addr1_b,
+        addr2_a,
+        addr2_b,
+        addr3_a,
+        addr3_b,
+        reserved: [0; 8],
+    }
 }
 
 /// libipt's block decoder over one trace.
@@ -81,12 +106,11 @@ pub(super) struct BlockDecoder<'s> {
 impl<'s> BlockDecoder<'s> {
     pub fn new(session: &Session<'s>, end: BlockEnd) -> Result<Self, PtError> {
         let mut config = pt_config(session.trace, session.config);
-        if end == BlockEnd::Branch {
-            // SAFETY: plain bits; zeroed memory is initialised for each of the union's variants.
-            let flags = unsafe { &mut config.flags.variant.block };
-            flags.set_end_on_call(1);
-            flags.set_end_on_jump(1);
-        }
+        // SAFETY: plain bits; zeroed memory is initialised for each of the union's variants.
+        let flags = unsafe { &mut config.flags.variant.block };
+        flags.set_end_on_call(u32::from(end == BlockEnd::Branch));
+        flags.set_end_on_jump(u32::from(end == BlockEnd::Branch));
+        flags.set_enable_iflags_events(u32::from(session.config.event_trace));
         // SAFETY: the configuration is copied; the trace it points to is borrowed for 's, and only read.
         let raw = NonNull::new(unsafe { pt::pt_blk_alloc_decoder(&config) }).ok_or(PtError::INVALID)?;
         let decoder = Self { raw, _code: Box::new(session.code), _borrows: PhantomData };

@@ -237,7 +237,8 @@ pub struct Edges {
     pub instructions: u64,
     /// Where libipt gave up.
     pub failures: Vec<Failure>,
-    /// Instructions on which libipt and this crate do not agree; empty but for a bug in one of them.
+    /// Instructions on which libipt and this crate do not agree: in a sound trace, a bug in one of them. (libipt does
+    /// not check that a TIP.PGD's address is where its branch can lead, so in a damaged trace they may stand here.)
     pub odd: Vec<Ip>,
     /// Branches before an overflow that are in no row, for libipt does not tell where they led.
     pub untold: Vec<Ip>,

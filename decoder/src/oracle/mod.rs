@@ -18,6 +18,8 @@ mod packets;
 mod sections;
 mod session;
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
 
 pub use flow::{Block, Edges, Flow, Transfer};
@@ -40,6 +42,9 @@ impl PtError {
     pub const EOS: Self = Self(libipt_sys::pt_error_code_pte_eos);
     /// No image holds the code.
     pub const NOMAP: Self = Self(libipt_sys::pt_error_code_pte_nomap);
+    /// The code is a loop that needs no trace and does not lead where the trace says. Not a code of libipt, which
+    /// would go on for ever.
+    pub const ENDLESS_LOOP: Self = Self(u32::MAX);
     const NOMEM: Self = Self(libipt_sys::pt_error_code_pte_nomem);
     const INVALID: Self = Self(libipt_sys::pt_error_code_pte_invalid);
 
@@ -51,6 +56,9 @@ impl PtError {
 
 impl fmt::Display for PtError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::ENDLESS_LOOP {
+            return f.write_str("endless loop");
+        }
         // SAFETY: takes any number and returns a string constant.
         let text = unsafe { libipt_sys::pt_errstr(self.0) };
         if text.is_null() {

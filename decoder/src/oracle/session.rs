@@ -137,6 +137,7 @@ impl<V: Visitor> Stretch<'_, '_, V> {
     /// Decodes up to the end of the trace or a failure, which is returned with the address that the flow had reached.
     fn run(&mut self, psb: usize) -> Result<(), (PtError, Option<Ip>)> {
         let mut status = self.decoder.sync(psb).map_err(|error| (error, None))?;
+        let mut leash = Leash::default();
         loop {
             while status.event_pending() {
                 status = match self.event() {
@@ -159,6 +160,9 @@ impl<V: Visitor> Stretch<'_, '_, V> {
             if block.ninsn > 0 {
                 self.passed = self.reading;
             }
+            if leash.is_spent(self.decoder, &block) {
+                return self.end(PtError::ENDLESS_LOOP, block.ip);
+            }
             self.visitor.block(self.decoder, &block);
         }
     }
@@ -178,6 +182,29 @@ impl<V: Visitor> Stretch<'_, '_, V> {
     fn end(&mut self, error: PtError, ip: u64) -> Result<(), (PtError, Option<Ip>)> {
         self.visitor.arrive(ip);
         if error == PtError::EOS { Ok(()) } else { Err((error, Some(Ip(ip)))) }
+    }
+}
+
+/// Ends a walk that uses no trace: libipt follows a loop of direct jumps to an address outside it for ever.
+#[derive(Default)]
+struct Leash {
+    instructions: u32,
+    offset: Option<usize>,
+}
+
+impl Leash {
+    /// More than any code runs through between two packets; so rarely looked at that it costs the walk no time.
+    const INSTRUCTIONS: u32 = 1 << 18;
+
+    #[inline]
+    fn is_spent(&mut self, decoder: &BlockDecoder<'_>, block: &pt::pt_block) -> bool {
+        self.instructions += u32::from(block.ninsn);
+        if self.instructions < Self::INSTRUCTIONS {
+            return false;
+        }
+        self.instructions = 0;
+        let before = std::mem::replace(&mut self.offset, decoder.offset());
+        before == self.offset
     }
 }
 

@@ -304,6 +304,21 @@ fn damage_ends_at_the_next_psb() {
 }
 
 #[test]
+fn a_loop_that_needs_no_trace_ends() {
+    // 04 jmp 09, made a jmp 04.
+    let mut code = CODE;
+    code[0x05] = 0xfe;
+    let mut images = Images::default();
+    images.push(CodeImage::new(vec![CodeRegion { start: Svma(0x1000), bytes: &code }]));
+    let case = Case::new().psb(0).tnt("N").ip(Packet::Fup, 0x09).ip(Packet::Tip, 0x10);
+    let (space, config) = (space(), PtConfig::default());
+    let session = Session::new(&case.trace, &images, &space, &config);
+    let errors = |failures: Vec<super::Failure>| failures.into_iter().map(|it| it.error).collect::<Vec<_>>();
+    assert_eq!(errors(session.edges().unwrap().failures), [PtError::ENDLESS_LOOP]);
+    assert_eq!(errors(session.walk().unwrap().failures), [PtError::ENDLESS_LOOP]);
+}
+
+#[test]
 fn file_sections_and_images_give_the_same() {
     let case = Case::new().psb(0).tnt("N").ip(Packet::Tip, 0x0e).add(Packet::TipPgd(IpPayload::SUPPRESSED));
     let mut file = tempfile::NamedTempFile::new().unwrap();
