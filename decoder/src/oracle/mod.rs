@@ -13,6 +13,8 @@
 //! Building needs cmake and libclang (Debian: `cmake libclang-dev`; bindgen finds it by itself, or by `LIBCLANG_PATH`).
 
 mod blocks;
+#[cfg(test)]
+mod captures;
 mod flow;
 mod packets;
 mod sections;

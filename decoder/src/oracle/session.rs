@@ -6,7 +6,7 @@ use libipt_sys as pt;
 
 use super::blocks::{BlockDecoder, BlockEnd, Status};
 use super::flow::{Counter, Flow, FlowVisitor};
-use super::{Edges, Packets, PtError, SectionCache};
+use super::{Block, Edges, Packets, PtError, SectionCache};
 use crate::code::CodeView;
 use crate::config::PtConfig;
 use crate::image::{AddressSpace, Images};
@@ -107,6 +107,14 @@ impl<'s> Session<'s> {
         let mut decoder = BlockDecoder::new(self, BlockEnd::Branch)?;
         self.run(&mut decoder, &mut FlowVisitor::new(self.code, flow));
         Ok(())
+    }
+
+    /// The addresses of a block's instructions, in order; they end early at bytes that the images lack.
+    pub fn instructions(&self, block: &Block) -> impl Iterator<Item = Ip> + use<'s> {
+        let (code, mode, last) = (self.code, block.mode, block.last);
+        let next =
+            move |&ip: &Ip| (ip < last).then(|| code.insn(ip, mode)).flatten().map(|insn| Ip(insn.next()));
+        std::iter::successors(Some(block.first), next).take_while(move |ip| *ip <= last)
     }
 
     /// Decodes from PSB to PSB: each failure ends one stretch, and the next begins at the first PSB that the flow has
