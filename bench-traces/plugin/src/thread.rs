@@ -1,0 +1,211 @@
+//! One guest thread: from executed blocks to packets on one side and to the truth on the other.
+
+use crate::block::{Block, End};
+use crate::truth::Truth;
+use ptflow_bench_traces::options::PtOptions;
+use ptflow_bench_traces::pt::PtEncoder;
+
+/// Core cycles that a system call takes.
+const SYSCALL_CYCLES: u64 = 900;
+/// Core cycles that an interrupt or a signal takes in the kernel.
+const INTERRUPT_CYCLES: u64 = 2_500;
+
+/// A flow that a signal handler interrupted.
+#[derive(Clone, Copy, Debug)]
+struct Interrupted {
+    /// The block whose last branch had not executed yet; `None` where tracing was off anyway (in a system call).
+    block: Option<&'static Block>,
+}
+
+/// What a guest thread did, so far.
+#[derive(Debug)]
+pub struct Thread {
+    /// The packets.
+    pub pt: PtEncoder,
+    /// The counts.
+    pub truth: Truth,
+    /// The block executed last; its last branch is open until the next block starts.
+    previous: Option<&'static Block>,
+    interrupted: Vec<Interrupted>,
+    /// A signal handler returned: the next block is where the flow was interrupted.
+    resuming: Option<Interrupted>,
+}
+
+impl Thread {
+    /// A thread that begins at a time.
+    pub fn new(options: PtOptions, cycles: u64) -> Self {
+        Self {
+            pt: PtEncoder::new(options, cycles),
+            truth: Truth::default(),
+            previous: None,
+            interrupted: Vec::new(),
+            resuming: None,
+        }
+    }
+
+    /// A block starts.
+    #[inline]
+    pub fn execute(&mut self, block: &'static Block, handlers: &dyn Fn(u64) -> bool) {
+        if self.pt.is_on() {
+            if let Some(previous) = self.previous
+                && !self.leave(previous, block.start)
+            {
+                self.unexpected(previous, block.start, handlers);
+            }
+        } else {
+            if self.resuming.is_none() && self.previous.is_none() && handlers(block.start) {
+                // A signal came during a system call.
+                self.interrupted.push(Interrupted { block: None });
+            }
+            self.enter(block.start);
+        }
+        self.pt.psb_if_due(block.start);
+        let again = self.previous.is_some_and(|previous| {
+            previous.end == End::Rep && previous.last == block.start && block.insns == 1
+        });
+        // A repeated string instruction is one instruction, however often it comes back.
+        self.truth.instructions += u64::from(block.insns) - u64::from(again);
+        self.pt.pass(u64::from(block.cycles));
+        self.previous = Some(block);
+    }
+
+    /// The last branch of `block` led to `to`; false where it cannot have.
+    #[inline]
+    fn leave(&mut self, block: &'static Block, to: u64) -> bool {
+        match block.end {
+            End::Jcc => {
+                let taken = if to == block.next {
+                    false
+                } else if to == block.target {
+                    true
+                } else {
+                    return false;
+                };
+                self.truth.direct(block, taken);
+                self.pt.jcc(taken);
+            }
+            End::Jmp => {
+                if to != block.target {
+                    return false;
+                }
+                self.truth.direct(block, true);
+            }
+            End::Call => {
+                if to != block.target {
+                    return false;
+                }
+                self.truth.direct(block, true);
+                if to != block.next {
+                    self.pt.call(block.next);
+                }
+            }
+            End::Ret => {
+                self.truth.indirect(block, to);
+                self.pt.ret(to);
+            }
+            End::JmpInd => {
+                self.truth.indirect(block, to);
+                self.pt.indirect(to);
+            }
+            End::CallInd => {
+                self.truth.indirect(block, to);
+                self.pt.indirect(to);
+                self.pt.call(block.next);
+            }
+            // QEMU lists an instruction that crosses into another page with the block before it, cut short, and then
+            // leaves it to a block of its own.
+            End::Straight if to == block.last => self.truth.instructions -= 1,
+            End::Straight => return to == block.next,
+            End::Rep => return to == block.next || to == block.last,
+            End::Syscall | End::Far => return false,
+        }
+        true
+    }
+
+    /// The flow went where the block does not lead: a signal handler, or a mystery.
+    #[cold]
+    fn unexpected(&mut self, block: &'static Block, to: u64, handlers: &dyn Fn(u64) -> bool) {
+        if handlers(to) {
+            // The signal came before the block's last instruction: nothing shows that it executed.
+            self.truth.instructions -= 1;
+            self.pt.interrupt(block.last);
+            self.truth.interrupted(block.last);
+            self.interrupted.push(Interrupted { block: Some(block) });
+        } else {
+            self.truth.unexplained += 1;
+            self.pt.interrupt(block.last);
+            self.truth.interrupted(block.last);
+        }
+        self.pt.pass(INTERRUPT_CYCLES);
+        self.pt.enable(to);
+        self.truth.resume(to);
+    }
+
+    /// Tracing goes on.
+    #[cold]
+    fn enter(&mut self, to: u64) {
+        let Some(Interrupted { block: Some(block) }) = self.resuming.take() else {
+            self.pt.enable(to);
+            self.truth.resume(to);
+            return;
+        };
+        // Back from a signal handler: first the instruction that was interrupted.
+        let in_block = block.start <= to && to < block.next && to != block.last;
+        let leads_on = match block.end {
+            End::Jcc => to == block.next || to == block.target,
+            End::Jmp | End::Call => to == block.target,
+            End::Straight => to == block.next,
+            End::Rep => to == block.next || to == block.last,
+            End::Ret | End::JmpInd | End::CallInd => !in_block && to != block.last,
+            End::Syscall | End::Far => false,
+        };
+        if leads_on && !in_block {
+            self.pt.enable(block.last);
+            self.truth.resume(block.last);
+            self.truth.instructions += 1;
+            self.leave(block, to);
+        } else {
+            self.pt.enable(to);
+            self.truth.resume(to);
+        }
+    }
+
+    /// The block executed last ends in a SYSCALL, which begins now.
+    pub fn syscall(&mut self, is_sigreturn: bool) {
+        if !self.pt.is_on() {
+            return;
+        }
+        if let Some(block) = self.previous.take() {
+            if block.end == End::Syscall {
+                self.truth.direct(block, true);
+            } else {
+                self.truth.unexplained += 1;
+            }
+        }
+        self.pt.disable();
+        self.pt.pass(SYSCALL_CYCLES);
+        if is_sigreturn {
+            self.resuming = self.interrupted.pop();
+        }
+    }
+
+    /// Time passed elsewhere: this thread's clock is not behind it from now on.
+    pub fn not_before(&mut self, cycles: u64) {
+        let behind = cycles.saturating_sub(self.pt.cycles());
+        self.pt.pass(behind);
+    }
+
+    /// The thread is stopped in front of `next`; the branch that leads there is still counted.
+    pub fn stop(&mut self, next: u64) {
+        if !self.pt.is_on() {
+            return;
+        }
+        if let Some(previous) = self.previous.take()
+            && !self.leave(previous, next)
+        {
+            self.truth.unexplained += 1;
+        }
+        self.pt.interrupt(next);
+        self.truth.interrupted(next);
+    }
+}

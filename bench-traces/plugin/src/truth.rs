@@ -1,0 +1,135 @@
+//! The ground truth: what ran, counted from pairs of consecutive blocks and from nothing else.
+
+use crate::block::{Block, End};
+use rustc_hash::FxHashMap;
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+/// What one thread did.
+#[derive(Debug, Default)]
+pub struct Truth {
+    /// For each block: how often its last branch fell through, and how often it went to its target.
+    counts: Vec<[u64; 2]>,
+    /// Indirect transfers and returns, by block and target.
+    indirect: FxHashMap<(u32, u64), u64>,
+    /// Resumptions of tracing, by address.
+    resumes: BTreeMap<u64, u64>,
+    /// Interruptions, by the address that did not execute any more.
+    asyncs: BTreeMap<u64, u64>,
+    /// Instructions executed.
+    pub instructions: u64,
+    /// Pairs of blocks that no rule explains. Must be 0.
+    pub unexplained: u64,
+}
+
+impl Truth {
+    #[inline]
+    fn slot(&mut self, block: &Block) -> &mut [u64; 2] {
+        let index = block.id as usize;
+        if index >= self.counts.len() {
+            self.counts.resize((index + 1).next_power_of_two(), [0; 2]);
+        }
+        &mut self.counts[index]
+    }
+
+    /// A direct branch, conditional or not.
+    #[inline]
+    pub fn direct(&mut self, block: &Block, taken: bool) {
+        self.slot(block)[usize::from(taken)] += 1;
+    }
+
+    /// An indirect transfer or a return.
+    #[inline]
+    pub fn indirect(&mut self, block: &Block, target: u64) {
+        *self.indirect.entry((block.id, target)).or_insert(0) += 1;
+    }
+
+    /// Tracing resumed.
+    pub fn resume(&mut self, at: u64) {
+        *self.resumes.entry(at).or_insert(0) += 1;
+    }
+
+    /// The flow was interrupted in front of `at`.
+    pub fn interrupted(&mut self, at: u64) {
+        *self.asyncs.entry(at).or_insert(0) += 1;
+    }
+}
+
+/// One line of `truth.edges`: from, to, kind, taken, not taken.
+type Row = (Option<u64>, Option<u64>, &'static str);
+
+/// Sums over threads and blocks.
+#[derive(Debug, Default)]
+pub struct Sums {
+    rows: BTreeMap<Row, (u64, u64)>,
+    instructions: u64,
+    unexplained: u64,
+}
+
+impl Sums {
+    /// Adds a thread; `blocks` by id.
+    pub fn add(&mut self, truth: &Truth, blocks: &[&Block]) {
+        let rows = &mut self.rows;
+        let mut row = |kind, from, to, taken, not_taken| {
+            let counts = rows.entry((from, to, kind)).or_insert((0, 0));
+            counts.0 += taken;
+            counts.1 += not_taken;
+        };
+        for (block, [fell, taken]) in blocks.iter().zip(&truth.counts) {
+            if fell + taken == 0 {
+                continue;
+            }
+            match block.end {
+                End::Jcc => row("jcc", Some(block.last), Some(block.target), *taken, *fell),
+                End::Jmp => row("jmp", Some(block.last), Some(block.target), *taken, 0),
+                End::Call => row("call", Some(block.last), Some(block.target), *taken, 0),
+                End::Syscall => row("syscall", Some(block.last), None, *taken, 0),
+                _ => {}
+            }
+        }
+        for ((block, target), count) in &truth.indirect {
+            let Some(block) = blocks.get(*block as usize) else { continue };
+            let kind = match block.end {
+                End::JmpInd => "jmp_ind",
+                End::CallInd => "call_ind",
+                End::Ret => "ret",
+                _ => "far",
+            };
+            row(kind, Some(block.last), Some(*target), *count, 0);
+        }
+        for (at, count) in &truth.resumes {
+            row("resume", None, Some(*at), *count, 0);
+        }
+        for (at, count) in &truth.asyncs {
+            row("async", Some(*at), None, *count, 0);
+        }
+        self.instructions += truth.instructions;
+        self.unexplained += truth.unexplained;
+    }
+
+    /// Writes `truth.edges`: sorted by from, to, kind.
+    pub fn write_edges(&self, out: &mut impl Write) -> io::Result<()> {
+        let hex = |addr: Option<u64>| addr.map_or_else(|| "-".to_owned(), |addr| format!("{addr:#x}"));
+        writeln!(out, "#ptflow-edges 1")?;
+        for ((from, to, kind), (taken, not_taken)) in &self.rows {
+            writeln!(out, "{kind}\t{}\t{}\t{taken}\t{not_taken}\t0", hex(*from), hex(*to))?;
+        }
+        Ok(())
+    }
+
+    /// Executed transfers of a kind: taken and not taken.
+    pub fn of_kind(&self, kind: &str) -> (u64, u64) {
+        let rows = self.rows.iter().filter(|((_, _, row), _)| *row == kind);
+        rows.fold((0, 0), |sum, (_, counts)| (sum.0 + counts.0, sum.1 + counts.1))
+    }
+
+    /// Instructions executed.
+    pub fn instructions(&self) -> u64 {
+        self.instructions
+    }
+
+    /// Pairs of blocks that no rule explains.
+    pub fn unexplained(&self) -> u64 {
+        self.unexplained
+    }
+}

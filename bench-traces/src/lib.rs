@@ -1,0 +1,8 @@
+//! What the software recorder is made of, apart from the emulator: options, the model of time, the stream of packets
+//! that a CPU would have sent.
+//!
+//! *Invariant*: nothing here decides what the truth is. The recorder counts the truth from executed blocks by code
+//! that never sees a [`pt::PtEncoder`].
+
+pub mod options;
+pub mod pt;

@@ -1,0 +1,368 @@
+//! The packets that a CPU would have sent for a flow of branches.
+//!
+//! Order rules (SDM vol. 3C, "Intel Processor Trace"): outcomes are flushed before any other packet; a CYC stands
+//! directly before the packet that it dates, and for a TNT it dates the first outcome; MTC follows the crystal clock;
+//! PSB+ comes every so many bytes and empties the return stack and the last IP.
+
+use crate::options::{IpForm, PtOptions, TntForm, machine};
+use ptflow_decoder::packet::encoder::encode;
+use ptflow_decoder::packet::{ExecMode, IpBytes, IpPayload, LastIp, Packet, TntBits};
+
+/// Depth of the CPU's return stack.
+const RETURN_STACK: usize = 64;
+
+/// Encodes the flow of one thread.
+#[derive(Clone, Debug)]
+pub struct PtEncoder {
+    options: PtOptions,
+    out: Vec<u8>,
+    /// Bytes that left `out` before.
+    sent: u64,
+    last_ip: LastIp,
+    outcomes: u64,
+    count: u8,
+    /// Cycles at the first outcome.
+    outcomes_at: u64,
+    /// Targets that wait behind the outcomes.
+    deferred: Vec<u64>,
+    /// A ring of return addresses.
+    stack: [u64; RETURN_STACK],
+    top: usize,
+    depth: usize,
+    /// Core cycles since the start.
+    cycles: u64,
+    /// Cycles when the last CYC was sent.
+    cyc_at: u64,
+    /// Cycles at the next edge of the MTC's slice.
+    next_mtc: u64,
+    next_psb: u64,
+    /// Changes what "mixed" does.
+    turn: u32,
+    on: bool,
+    /// Packets sent.
+    pub packets: u64,
+    /// RETs that took one bit.
+    pub compressed_returns: u64,
+}
+
+impl PtEncoder {
+    /// An encoder whose clock stands at `cycles`.
+    pub fn new(options: PtOptions, cycles: u64) -> Self {
+        let mut this = Self {
+            options,
+            out: Vec::with_capacity(2 << 20),
+            sent: 0,
+            last_ip: LastIp(0),
+            outcomes: 0,
+            count: 0,
+            outcomes_at: 0,
+            deferred: Vec::new(),
+            stack: [0; RETURN_STACK],
+            top: 0,
+            depth: 0,
+            cycles,
+            cyc_at: cycles,
+            next_mtc: 0,
+            next_psb: 0,
+            turn: 0,
+            on: false,
+            packets: 0,
+            compressed_returns: 0,
+        };
+        this.next_mtc = this.mtc_edge_after(cycles);
+        this
+    }
+
+    /// Bytes not taken yet.
+    pub fn pending(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Position in the stream of the first pending byte.
+    pub fn offset(&self) -> u64 {
+        self.sent
+    }
+
+    /// Hands the pending bytes to `take` and forgets them.
+    pub fn drain<E>(&mut self, take: impl FnOnce(u64, &[u8]) -> Result<(), E>) -> Result<(), E> {
+        let result = take(self.sent, &self.out);
+        self.sent += self.out.len() as u64;
+        self.out.clear();
+        result
+    }
+
+    /// Core cycles since the start.
+    pub fn cycles(&self) -> u64 {
+        self.cycles
+    }
+
+    /// Tracing is on.
+    pub fn is_on(&self) -> bool {
+        self.on
+    }
+
+    /// The trace's TSC now.
+    pub fn tsc(&self) -> u64 {
+        machine::tsc(self.cycles)
+    }
+
+    /// Time passes.
+    #[inline]
+    pub fn pass(&mut self, cycles: u64) {
+        self.cycles += cycles;
+    }
+
+    fn put(&mut self, packet: Packet) {
+        self.packets += 1;
+        encode(&packet, &mut self.out);
+    }
+
+    /// A CYC for a packet of the given time, where CYC packets are on and due.
+    #[inline]
+    fn cyc(&mut self, at: u64) {
+        if !self.options.cyc {
+            return;
+        }
+        let passed = at.saturating_sub(self.cyc_at);
+        let threshold = match self.options.cyc_thresh {
+            0 => 0,
+            v => 1 << (v - 1),
+        };
+        if passed >= threshold {
+            self.put(Packet::Cyc { cycles: passed });
+            self.cyc_at = at.max(self.cyc_at);
+        }
+    }
+
+    /// Sends the outcomes collected, and the targets deferred behind them.
+    fn flush(&mut self) {
+        if self.count > 0 {
+            self.cyc(self.outcomes_at);
+            let tnt = TntBits { bits: self.outcomes, count: self.count };
+            let packet = if self.count > 6 { Packet::LongTnt(tnt) } else { self.short_or_long(tnt) };
+            self.put(packet);
+            self.outcomes = 0;
+            self.count = 0;
+        }
+        for target in std::mem::take(&mut self.deferred) {
+            let payload = self.ip(target);
+            self.put(Packet::Tip(payload));
+        }
+    }
+
+    fn short_or_long(&mut self, tnt: TntBits) -> Packet {
+        let long = match self.options.tnt {
+            TntForm::Short => false,
+            TntForm::Long => true,
+            TntForm::Mixed => self.turn.is_multiple_of(3),
+        };
+        if long { Packet::LongTnt(tnt) } else { Packet::ShortTnt(tnt) }
+    }
+
+    /// Outcomes that make a packet full.
+    fn capacity(&self) -> u8 {
+        match self.options.tnt {
+            TntForm::Short => 6,
+            TntForm::Long => 47,
+            TntForm::Mixed => [6, 47, 1, 6, 13, 3, 47, 5][self.turn as usize % 8],
+        }
+    }
+
+    fn ip(&mut self, ip: u64) -> IpPayload {
+        let shortest = IpPayload::compress(self.last_ip, ip);
+        let payload = match self.options.ip {
+            IpForm::Shortest => shortest,
+            IpForm::Full => IpPayload::with_form(IpBytes::Full, ip),
+            IpForm::Mixed => {
+                self.turn += 1;
+                let forms =
+                    [IpBytes::Update32, IpBytes::Sext48, IpBytes::Update48, IpBytes::Full, IpBytes::Update16];
+                let payload = IpPayload::with_form(forms[self.turn as usize % forms.len()], ip);
+                let mut check = self.last_ip;
+                if check.update(payload) == Some(ip) { payload } else { shortest }
+            }
+        };
+        self.last_ip.update(payload);
+        payload
+    }
+
+    #[inline]
+    fn outcome(&mut self, taken: bool) {
+        if self.count == 0 {
+            self.outcomes_at = self.cycles;
+        }
+        self.outcomes = self.outcomes << 1 | u64::from(taken);
+        self.count += 1;
+        if self.count >= self.capacity() {
+            self.flush();
+            self.turn += 1;
+        }
+    }
+
+    /// A conditional branch.
+    #[inline]
+    pub fn jcc(&mut self, taken: bool) {
+        self.mtc();
+        self.outcome(taken);
+    }
+
+    /// A near call to another place than the next instruction. A direct one sends nothing.
+    #[inline]
+    pub fn call(&mut self, returns_to: u64) {
+        self.top = (self.top + 1) % RETURN_STACK;
+        self.stack[self.top] = returns_to;
+        self.depth = (self.depth + 1).min(RETURN_STACK);
+    }
+
+    /// A near return.
+    #[inline]
+    pub fn ret(&mut self, target: u64) {
+        self.mtc();
+        let expected = (self.depth > 0).then(|| self.stack[self.top]);
+        if self.depth > 0 {
+            self.top = (self.top + RETURN_STACK - 1) % RETURN_STACK;
+            self.depth -= 1;
+        }
+        if expected == Some(target) && !self.options.noretcomp {
+            self.compressed_returns += 1;
+            self.outcome(true);
+        } else {
+            // An uncompressed RET is never deferred, and neither are targets before it.
+            if expected.is_some() {
+                // Where a return went elsewhere the CPU's stack is out of step; decoders differ in what they do with
+                // what is left on it. With an empty one they agree.
+                self.depth = 0;
+            }
+            self.tip_now(target);
+        }
+    }
+
+    /// An indirect jump or call; a call is followed by [`Self::call`].
+    #[inline]
+    pub fn indirect(&mut self, target: u64) {
+        self.mtc();
+        // A target may wait behind outcomes that came before it in the same packet, so that outcomes of later branches
+        // join the packet (SDM, "Deferred TIPs").
+        if self.options.defer_tips && self.count > 0 && self.deferred.len() < 4 {
+            self.deferred.push(target);
+        } else {
+            self.tip_now(target);
+        }
+    }
+
+    fn tip_now(&mut self, target: u64) {
+        self.flush();
+        self.cyc(self.cycles);
+        let payload = self.ip(target);
+        self.put(Packet::Tip(payload));
+    }
+
+    /// Tracing goes on at `ip`.
+    pub fn enable(&mut self, ip: u64) {
+        if self.next_psb == 0 {
+            self.psb(None);
+        }
+        self.mtc();
+        self.cyc(self.cycles);
+        let payload = self.ip(ip);
+        self.put(Packet::TipPge(payload));
+        self.on = true;
+    }
+
+    /// Tracing goes off at a branch out of the traced code (a SYSCALL).
+    pub fn disable(&mut self) {
+        self.flush();
+        self.cyc(self.cycles);
+        self.put(Packet::TipPgd(IpPayload::SUPPRESSED));
+        self.on = false;
+    }
+
+    /// Tracing goes off by an event in front of the instruction at `ip`.
+    pub fn interrupt(&mut self, ip: u64) {
+        self.flush();
+        self.cyc(self.cycles);
+        let payload = self.ip(ip);
+        self.put(Packet::Fup(payload));
+        self.put(Packet::TipPgd(IpPayload::SUPPRESSED));
+        self.on = false;
+    }
+
+    /// Sends PSB+ where one is due; the next instruction is at `ip`.
+    #[inline]
+    pub fn psb_if_due(&mut self, ip: u64) {
+        if self.sent + self.out.len() as u64 >= self.next_psb {
+            self.psb(Some(ip));
+        }
+    }
+
+    fn psb(&mut self, ip: Option<u64>) {
+        self.flush();
+        self.mtc();
+        self.put(Packet::Psb);
+        self.last_ip = LastIp(0);
+        self.depth = 0;
+        if !self.options.no_tsc {
+            self.cyc(self.cycles);
+            self.tsc_and_tma();
+        }
+        self.put(Packet::Cbr { ratio: machine::CORE_RATIO });
+        if let Some(ip) = ip {
+            self.put(Packet::ModeExec { mode: ExecMode::Bits64, interrupt_flag: false });
+            // Compressed against zero it would be shorter; CPUs and decoders agree best on the sign-extended form.
+            let payload = IpPayload::with_form(IpBytes::Sext48, ip);
+            self.last_ip.update(payload);
+            self.put(Packet::Fup(payload));
+        }
+        self.put(Packet::PsbEnd);
+        self.next_psb = self.sent + self.out.len() as u64 + (1 << (11 + u32::from(self.options.psb_period)));
+    }
+
+    /// Cycles at which the crystal clock's watched bits change next.
+    fn mtc_edge_after(&self, cycles: u64) -> u64 {
+        let period = u64::from(machine::TSC_CTC_RATIO.0) << self.options.mtc_period;
+        let edge = (machine::tsc(cycles) / period + 1) * period;
+        let since_start = edge - machine::TSC_START;
+        // The first cycle whose TSC is not below the edge.
+        (since_start * u64::from(machine::CORE_RATIO)).div_ceil(u64::from(machine::TSC_RATIO))
+    }
+
+    /// Sends an MTC if the crystal clock's watched bits changed.
+    #[inline]
+    fn mtc(&mut self) {
+        if self.cycles >= self.next_mtc {
+            self.mtc_due();
+        }
+    }
+
+    #[cold]
+    fn mtc_due(&mut self) {
+        if self.options.no_mtc || self.options.no_tsc {
+            self.next_mtc = u64::MAX;
+            return;
+        }
+        self.flush();
+        let period = self.mtc_edge_after(self.next_mtc) - self.next_mtc;
+        if self.cycles - self.next_mtc > 64 * period {
+            // The core slept: none are sent in sleep, and a TSC says when it woke.
+            self.cyc(self.cycles);
+            self.tsc_and_tma();
+            self.next_mtc = self.mtc_edge_after(self.cycles);
+        }
+        while self.cycles >= self.next_mtc {
+            let edge = self.next_mtc;
+            self.cyc(edge);
+            let ticks = machine::tsc(edge) / u64::from(machine::TSC_CTC_RATIO.0);
+            self.put(Packet::Mtc { ctc: (ticks >> self.options.mtc_period) as u8 });
+            self.next_mtc = self.mtc_edge_after(edge);
+        }
+    }
+
+    fn tsc_and_tma(&mut self) {
+        let tsc = self.tsc();
+        self.put(Packet::Tsc { tsc: tsc & ((1 << 56) - 1) });
+        if !self.options.no_mtc {
+            let per_tick = u64::from(machine::TSC_CTC_RATIO.0);
+            self.put(Packet::Tma { ctc: (tsc / per_tick) as u16, fast: (tsc % per_tick) as u16 });
+        }
+    }
+}
