@@ -46,6 +46,21 @@ pub enum EdgeKind {
 }
 
 impl EdgeKind {
+    /// All kinds.
+    pub const ALL: [Self; 11] = [
+        Self::Jcc,
+        Self::Jmp,
+        Self::Call,
+        Self::JmpInd,
+        Self::CallInd,
+        Self::Ret,
+        Self::Syscall,
+        Self::Far,
+        Self::Async,
+        Self::Resume,
+        Self::Range,
+    ];
+
     /// The kind's name in the edges format.
     pub fn name(self) -> &'static str {
         match self {

@@ -1,1 +1,15 @@
-//! Placeholder.
+//! Control flow to file formats, one format a file.
+//!
+//! *Invariant*: nothing here knows packets, TSC or perf: times are nanoseconds, addresses are what the caller names.
+//! *Invariant*: the same calls give the same bytes.
+
+pub mod address;
+pub mod branches;
+pub mod chrome;
+pub mod depth;
+pub mod edges;
+pub mod gzip;
+pub mod output;
+pub mod perfetto;
+pub mod text;
+pub mod timeline;

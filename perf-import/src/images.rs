@@ -128,6 +128,11 @@ impl ImageStore {
         &self.files
     }
 
+    /// How many images there are; their ids are the numbers below.
+    pub fn image_count(&self) -> u32 {
+        self.images.len() as u32
+    }
+
     /// The file of an image.
     pub fn file(&self, image: ImageId) -> Option<&ImageFile> {
         let file = self.images.get(image.0 as usize)?;

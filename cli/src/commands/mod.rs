@@ -1,0 +1,6 @@
+//! The verbs, one a file.
+
+pub mod convert;
+pub mod dump;
+pub mod info;
+pub mod profile;

@@ -1,0 +1,126 @@
+//! From a capture's path to what the decoder needs: streams chosen, images found, address spaces placed.
+
+use crate::args::Common;
+use anyhow::{Context as _, bail};
+use ptflow_decoder::image::{AddressSpaces, Images};
+use ptflow_decoder::run::Options;
+use ptflow_decoder::walk::{Context, Engine};
+use ptflow_perf_import::images::{ImageSearch, ImageStore};
+use ptflow_perf_import::streams::PtStream;
+use ptflow_perf_import::{Capture, PerfFile, Pid};
+use std::collections::BTreeMap;
+
+/// An opened capture.
+pub struct Loaded<'m> {
+    /// What the file says.
+    pub capture: Capture<'m>,
+    /// The code.
+    pub store: ImageStore,
+    /// The streams asked for, as indices into the capture's.
+    chosen: Vec<usize>,
+    spaces: BTreeMap<Option<Pid>, AddressSpaces>,
+}
+
+impl<'m> Loaded<'m> {
+    /// Reads a mapped file and finds its images.
+    pub fn new(file: &'m PerfFile, args: &Common) -> anyhow::Result<Self> {
+        let capture = Capture::read(file)?;
+        let store = ImageStore::load(&capture, &ImageSearch::new(args.images.clone()));
+        let chosen: Vec<usize> = (0..capture.streams.len())
+            .filter(|index| is_chosen(&capture, &capture.streams[*index], args))
+            .collect();
+        if chosen.is_empty() {
+            bail!(
+                "no trace in {} is of the thread, process or CPU asked for; see what there is: ptflow info",
+                args.capture.display()
+            );
+        }
+        let spaces = chosen
+            .iter()
+            .map(|index| capture.streams[*index].pid)
+            .map(|pid| (pid, pid.map(|pid| store.address_spaces(pid)).unwrap_or_default()))
+            .collect();
+        Ok(Self { capture, store, chosen, spaces })
+    }
+
+    /// The streams to decode.
+    pub fn streams(&self) -> impl Iterator<Item = &PtStream<'m>> {
+        self.chosen.iter().map(|index| &self.capture.streams[*index])
+    }
+
+    /// The stream of a context.
+    pub fn stream(&self, index: usize) -> &PtStream<'m> {
+        &self.capture.streams[self.chosen[index]]
+    }
+
+    /// The streams' names.
+    pub fn stream_names(&self) -> Vec<String> {
+        self.streams().map(PtStream::name).collect()
+    }
+
+    /// Bytes of trace in them.
+    pub fn bytes(&self) -> u64 {
+        self.streams().map(|stream| stream.trace.len()).sum()
+    }
+
+    /// What the decoder needs of each stream.
+    pub fn contexts<'a>(&'a self, images: &'a Images<'a>) -> Vec<Context<'a, 'a>> {
+        self.streams()
+            .map(|stream| Context {
+                stream: &stream.trace,
+                images,
+                spaces: &self.spaces[&stream.pid],
+                config: &self.capture.config,
+            })
+            .collect()
+    }
+
+    /// The address spaces of the one process whose streams were chosen.
+    pub fn only_spaces(&self) -> anyhow::Result<&AddressSpaces> {
+        let mut spaces = self.spaces.values();
+        match (spaces.next(), spaces.next()) {
+            (Some(spaces), None) => Ok(spaces),
+            _ => {
+                let pids: Vec<String> = self.spaces.keys().flatten().map(Pid::to_string).collect();
+                let usage = format!(
+                    "runtime addresses are of one process; choose it: --process {}",
+                    pids.join(" | ")
+                );
+                Err(crate::args::Usage(usage).into())
+            }
+        }
+    }
+}
+
+fn is_chosen(capture: &Capture<'_>, stream: &PtStream<'_>, args: &Common) -> bool {
+    let by_thread = args.thread.is_none_or(|tid| stream.tid.is_some_and(|own| own.0 == tid));
+    let by_cpu = args.cpu.is_none_or(|cpu| stream.cpu.is_some_and(|own| own.0 == cpu));
+    let by_process = args.process.as_ref().is_none_or(|wanted| {
+        let Some(pid) = stream.pid else { return false };
+        wanted.parse() == Ok(pid.0)
+            || capture.processes.get(pid).is_some_and(|process| process.comm == *wanted)
+    });
+    by_thread && by_cpu && by_process
+}
+
+/// Opens the file that the arguments name.
+pub fn open(args: &Common) -> anyhow::Result<PerfFile> {
+    Ok(PerfFile::open(&args.capture)?)
+}
+
+/// The threads to work on.
+pub fn pool(args: &Common) -> anyhow::Result<rayon::ThreadPool> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(args.threads.map_or(0, usize::from))
+        .build()
+        .context("cannot start worker threads; try fewer: --threads N")
+}
+
+/// The decoder's options.
+pub fn options<'p>(
+    pool: &'p rayon::ThreadPool,
+    engine: Engine,
+    progress: &'p (dyn Fn(u64) + Sync),
+) -> Options<'p> {
+    Options { pool, engine, unit_bytes: ptflow_decoder::plan::UNIT_BYTES, progress }
+}
