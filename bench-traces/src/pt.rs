@@ -261,6 +261,8 @@ impl PtEncoder {
     pub fn enable(&mut self, ip: u64) {
         if self.next_psb == 0 {
             self.psb(None);
+            // PSB+ carries the mode only while tracing is on; here is the first place to tell it.
+            self.put(Packet::ModeExec { mode: ExecMode::Bits64, interrupt_flag: false });
         }
         self.mtc();
         self.cyc(self.cycles);

@@ -5,6 +5,8 @@
 mod args;
 mod commands;
 mod load;
+#[cfg(feature = "oracle")]
+mod oracle;
 mod progress;
 mod report;
 

@@ -128,6 +128,22 @@ impl ImageStore {
         &self.files
     }
 
+    /// The parts of files that lie behind a space's mappings, as (file, offset in it, length, address).
+    pub fn file_sections(&self, space: &AddressSpace) -> Vec<(&Path, u64, u64, Ip)> {
+        let section = |mapping: &Mapping| {
+            let file = self.file(mapping.image)?;
+            let Status::Found(path) = &file.status else { return None };
+            let holds = |segment: &&Segment| {
+                let end = segment.vaddr.saturating_add(segment.filesz);
+                mapping.svma.0 < end && mapping.svma.0 + (mapping.end.0 - mapping.start.0) > segment.vaddr
+            };
+            let segment = file.segments.iter().find(holds)?;
+            let offset = mapping.svma.0.wrapping_sub(segment.vaddr).wrapping_add(segment.offset);
+            Some((path.as_path(), offset, mapping.end.0 - mapping.start.0, mapping.start))
+        };
+        space.mappings().iter().filter_map(section).collect()
+    }
+
     /// How many images there are; their ids are the numbers below.
     pub fn image_count(&self) -> u32 {
         self.images.len() as u32

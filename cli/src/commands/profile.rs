@@ -1,6 +1,6 @@
 //! `ptflow profile`.
 
-use crate::args::{Addresses, EngineChoice, ProfileArgs, Usage};
+use crate::args::{Addresses, EngineChoice, ProfileArgs};
 use crate::load::{self, Loaded};
 use crate::progress::Progress;
 use crate::report::Outcome;
@@ -73,7 +73,7 @@ fn write(
 #[cfg(not(feature = "oracle"))]
 fn libipt(_: &ProfileArgs, _: &Loaded<'_>, _: &dyn AddressNames) -> anyhow::Result<()> {
     let usage = "this build has no libipt; make one: cargo build --release -p ptflow --features oracle";
-    Err(Usage(usage.to_owned()).into())
+    Err(crate::args::Usage(usage.to_owned()).into())
 }
 
 #[cfg(feature = "oracle")]
