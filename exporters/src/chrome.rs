@@ -1,1 +1,168 @@
-//! Being written.
+//! Chrome's trace JSON: complete events ("X"), microseconds with three decimals.
+//!
+//! Viewers read times as doubles of microseconds: counted from the machine's start or the epoch they lose nanoseconds. So
+//! times are counted from the first event, and that event's own time stands in `otherData`.
+
+use crate::address::push_number;
+use crate::timeline::{Category, Name, Timeline, Track};
+use std::io::{self, Write};
+
+const BUFFER: usize = 1 << 18;
+
+struct Thread {
+    pid: u32,
+    tid: u32,
+    open: Vec<(u64, Name)>,
+}
+
+/// Writes a `.json`.
+pub struct ChromeWriter<W: Write> {
+    out: W,
+    buffer: Vec<u8>,
+    threads: Vec<Thread>,
+    /// Names with their categories, escaped.
+    names: Vec<Vec<u8>>,
+    metadata: Vec<(String, String)>,
+    start: Option<u64>,
+    first: bool,
+}
+
+impl<W: Write> ChromeWriter<W> {
+    /// Writes to `out`.
+    pub fn new(out: W) -> Self {
+        Self {
+            out,
+            buffer: b"{\"displayTimeUnit\":\"ns\",\"traceEvents\":[".to_vec(),
+            threads: Vec::new(),
+            names: Vec::new(),
+            metadata: Vec::new(),
+            start: None,
+            first: true,
+        }
+    }
+
+    fn separate(&mut self) {
+        if !std::mem::take(&mut self.first) {
+            self.buffer.push(b',');
+        }
+        self.buffer.push(b'\n');
+    }
+
+    fn name_event(&mut self, what: &str, pid: u32, tid: u32, name: &str) -> io::Result<()> {
+        self.separate();
+        let head = format!("{{\"ph\":\"M\",\"name\":\"{what}\",\"pid\":{pid},\"tid\":{tid},\"args\":{{\"name\":");
+        self.buffer.extend_from_slice(head.as_bytes());
+        push_string(&mut self.buffer, name);
+        self.buffer.extend_from_slice(b"}}");
+        self.flush_if_full()
+    }
+
+    fn flush_if_full(&mut self) -> io::Result<()> {
+        if self.buffer.len() >= BUFFER {
+            self.out.write_all(&self.buffer)?;
+            self.buffer.clear();
+        }
+        Ok(())
+    }
+}
+
+impl<W: Write> Timeline for ChromeWriter<W> {
+    fn process(&mut self, pid: u32, name: &str) -> io::Result<()> {
+        self.name_event("process_name", pid, pid, name)
+    }
+
+    fn thread(&mut self, pid: u32, tid: u32, name: &str) -> io::Result<Track> {
+        self.threads.push(Thread { pid, tid, open: Vec::new() });
+        self.name_event("thread_name", pid, tid, name)?;
+        Ok(Track(self.threads.len() as u32 - 1))
+    }
+
+    fn notes(&mut self, of: Track, name: &str) -> io::Result<Track> {
+        // The format knows no tracks below a thread: a thread of its own, with a number that no real one has.
+        let (pid, tid) = (self.threads[of.0 as usize].pid, self.threads[of.0 as usize].tid | 0x4000_0000);
+        self.thread(pid, tid, name)
+    }
+
+    fn name(&mut self, text: &str, category: Category) -> Name {
+        let mut escaped = b"\"name\":".to_vec();
+        push_string(&mut escaped, text);
+        escaped.extend_from_slice(format!(",\"cat\":\"{}\"", category.name()).as_bytes());
+        self.names.push(escaped);
+        Name(self.names.len() as u32 - 1)
+    }
+
+    fn begin(&mut self, track: Track, ns: u64, name: Name) -> io::Result<()> {
+        self.start.get_or_insert(ns);
+        self.threads[track.0 as usize].open.push((ns, name));
+        Ok(())
+    }
+
+    fn end(&mut self, track: Track, ns: u64, folded: u64) -> io::Result<()> {
+        let thread = &mut self.threads[track.0 as usize];
+        let Some((begin, name)) = thread.open.pop() else { return Ok(()) };
+        let (pid, tid) = (thread.pid, thread.tid);
+        let start = self.start.unwrap_or(begin);
+        self.separate();
+        let out = &mut self.buffer;
+        out.extend_from_slice(b"{\"ph\":\"X\",");
+        out.extend_from_slice(&self.names[name.0 as usize]);
+        out.extend_from_slice(b",\"pid\":");
+        push_number(out, u64::from(pid));
+        out.extend_from_slice(b",\"tid\":");
+        push_number(out, u64::from(tid));
+        out.extend_from_slice(b",\"ts\":");
+        if begin < start {
+            out.push(b'-');
+        }
+        push_micros(out, begin.abs_diff(start));
+        out.extend_from_slice(b",\"dur\":");
+        push_micros(out, ns.saturating_sub(begin));
+        if folded > 0 {
+            out.extend_from_slice(b",\"args\":{\"folded calls\":");
+            push_number(out, folded);
+            out.push(b'}');
+        }
+        out.push(b'}');
+        self.flush_if_full()
+    }
+
+    fn metadata(&mut self, key: &str, value: &str) -> io::Result<()> {
+        self.metadata.push((key.to_owned(), value.to_owned()));
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>) -> io::Result<()> {
+        self.buffer.extend_from_slice(b"\n],\"otherData\":{\"start_ns\":\"");
+        push_number(&mut self.buffer, self.start.unwrap_or(0));
+        self.buffer.push(b'"');
+        for (key, value) in std::mem::take(&mut self.metadata) {
+            self.buffer.push(b',');
+            push_string(&mut self.buffer, &key);
+            self.buffer.push(b':');
+            push_string(&mut self.buffer, &value);
+        }
+        self.buffer.extend_from_slice(b"}}\n");
+        self.out.write_all(&self.buffer)?;
+        self.out.flush()
+    }
+}
+
+/// Nanoseconds as microseconds with three decimals.
+fn push_micros(out: &mut Vec<u8>, ns: u64) {
+    push_number(out, ns / 1000);
+    let rest = ns % 1000;
+    out.extend_from_slice(&[b'.', b'0' + (rest / 100) as u8, b'0' + (rest / 10 % 10) as u8, b'0' + (rest % 10) as u8]);
+}
+
+/// A JSON string (RFC 8259, section 7).
+fn push_string(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    for byte in text.bytes() {
+        match byte {
+            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+            0..=0x1f => out.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
+            _ => out.push(byte),
+        }
+    }
+    out.push(b'"');
+}

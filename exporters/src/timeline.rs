@@ -1,1 +1,69 @@
-//! Being written.
+//! A timeline: slices of named work on the tracks of threads, and where the trace has holes.
+//!
+//! Every format implements [`Timeline`]. Slices of a track nest; times on a track never fall. Tracks are independent of
+//! each other, so one track's events may be written long before another's.
+
+use std::io;
+
+/// A track that was made.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Track(pub u32);
+
+/// A name that was made.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Name(pub u32);
+
+/// What kind of slice a name is for; viewers filter and colour by it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Category {
+    /// A function.
+    Function,
+    /// A function that was entered before its first event here.
+    Inferred,
+    /// Time without trace: a system call, for one.
+    Untraced,
+    /// A hole in the trace.
+    Gap,
+    /// Frames that are not shown one by one.
+    Folded,
+}
+
+impl Category {
+    /// The name that files carry.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Function => "function",
+            Self::Inferred => "inferred",
+            Self::Untraced => "untraced",
+            Self::Gap => "gap",
+            Self::Folded => "folded",
+        }
+    }
+}
+
+/// A timeline that is being written.
+pub trait Timeline {
+    /// A process.
+    fn process(&mut self, pid: u32, name: &str) -> io::Result<()>;
+
+    /// A thread's track. Its process was named before.
+    fn thread(&mut self, pid: u32, tid: u32, name: &str) -> io::Result<Track>;
+
+    /// A track of notes on another track's trace: shown below it.
+    fn notes(&mut self, of: Track, name: &str) -> io::Result<Track>;
+
+    /// A name for slices.
+    fn name(&mut self, text: &str, category: Category) -> Name;
+
+    /// A slice begins, inside the one that is open.
+    fn begin(&mut self, track: Track, ns: u64, name: Name) -> io::Result<()>;
+
+    /// The youngest open slice ends; `folded` calls in it are not shown.
+    fn end(&mut self, track: Track, ns: u64, folded: u64) -> io::Result<()>;
+
+    /// Something true of the whole timeline.
+    fn metadata(&mut self, key: &str, value: &str) -> io::Result<()>;
+
+    /// Writes what is left. All slices are ended.
+    fn finish(self: Box<Self>) -> io::Result<()>;
+}

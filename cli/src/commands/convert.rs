@@ -1,4 +1,243 @@
-//! Being written.
-pub fn run(_: &crate::args::ConvertArgs) -> anyhow::Result<()> {
-    anyhow::bail!("not yet")
+//! `ptflow convert`.
+
+use crate::args::{ConvertArgs, Usage};
+use crate::load::{self, Loaded};
+use crate::progress::Progress;
+use crate::report::Outcome;
+use anyhow::Context as _;
+use ptflow_decoder::jobs::calls::{CallStacks, CallSteps, FrameName, FrameSink};
+use ptflow_decoder::ledger::LossReason;
+use ptflow_decoder::run;
+use ptflow_decoder::units::{ImageId, Ns};
+use ptflow_decoder::walk::Engine;
+use ptflow_exporters::chrome::ChromeWriter;
+use ptflow_exporters::depth::DepthGuard;
+use ptflow_exporters::gzip::Gzip;
+use ptflow_exporters::output::Output;
+use ptflow_exporters::perfetto::PerfettoWriter;
+use ptflow_exporters::text::TextWriter;
+use ptflow_exporters::timeline::{Category, Name, Timeline, Track};
+use ptflow_perf_import::symbols::FunctionNames;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+use std::io::{self, Write};
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Instant;
+
+/// The formats by name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Format {
+    Perfetto,
+    Chrome,
+    Text,
+}
+
+/// Runs the verb.
+pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let (format, gzip) = format_of(&args.output)?;
+    let file = load::open(&args.common)?;
+    let loaded = Loaded::new(&file, &args.common)?;
+    let pool = load::pool(&args.common)?;
+    let (images, functions) = loaded.store.images_with_functions();
+    let contexts = loaded.contexts(&images);
+    let cannot = || format!("cannot write {}", args.output.display());
+    let output = SharedOutput(Rc::new(RefCell::new(Output::create(&args.output).with_context(cannot)?)));
+    let timeline = timeline(format, gzip, output.clone());
+    let frames = Frames::new(&loaded, &functions, timeline).with_context(cannot)?;
+    let mut stacks = CallStacks::new(contexts.len(), loaded.capture.config.time, frames);
+    let progress = Progress::new(loaded.bytes(), args.common.quiet || args.common.no_progress);
+    let add = |bytes| progress.add(bytes);
+    let (mut instructions, mut units) = (0, 0);
+    let ledgers = run::in_order(
+        &contexts,
+        &load::options(&pool, Engine::Fast, &add),
+        |_| CallSteps::default(),
+        |unit, steps, result| {
+            instructions += result.end.instructions();
+            units += 1;
+            stacks.take(unit, &steps, &result)
+        },
+    )
+    .with_context(cannot)?;
+    let frames = stacks.finish().with_context(cannot)?;
+    drop(progress);
+    let slices = frames.slices;
+    frames.timeline.finish().with_context(cannot)?;
+    output.commit().with_context(cannot)?;
+    if !args.common.quiet {
+        eprintln!("ptflow: {slices} slices of {} threads in {}", contexts.len(), args.output.display());
+    }
+    Outcome {
+        bytes_in: loaded.bytes(),
+        ledgers: &ledgers,
+        streams: &loaded.stream_names(),
+        branches: None,
+        instructions,
+        segments: units,
+        threads: pool.current_num_threads(),
+    }
+    .tell(started, args.common.report.as_deref(), args.common.quiet)
+}
+
+/// The format that a file's name asks for, and whether it is to be compressed.
+fn format_of(path: &Path) -> anyhow::Result<(Format, bool)> {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let (plain, gzip) = match name.strip_suffix(".gz") {
+        Some(plain) => (plain, true),
+        None => (name.as_str(), false),
+    };
+    let format = match plain.rsplit_once('.').map(|(_, ending)| ending) {
+        Some("pftrace" | "perfetto-trace") => Format::Perfetto,
+        Some("json") => Format::Chrome,
+        Some("txt") => Format::Text,
+        None if plain == "-" => Format::Text,
+        _ => {
+            let usage = format!("{name}: name it .pftrace, .json or .txt, each perhaps with .gz");
+            return Err(Usage(usage).into());
+        }
+    };
+    Ok((format, gzip))
+}
+
+fn timeline(format: Format, gzip: bool, output: SharedOutput) -> Box<dyn Timeline> {
+    fn of(format: Format, out: impl Write + 'static) -> Box<dyn Timeline> {
+        match format {
+            Format::Perfetto => Box::new(PerfettoWriter::new(out)),
+            Format::Chrome => Box::new(ChromeWriter::new(out)),
+            Format::Text => Box::new(TextWriter::new(out)),
+        }
+    }
+    let inner = if gzip { of(format, Gzip::new(output)) } else { of(format, output) };
+    Box::new(DepthGuard::new(inner))
+}
+
+/// The output, which the format's writer and the end of the run both need.
+#[derive(Clone)]
+struct SharedOutput(Rc<RefCell<Output>>);
+
+impl SharedOutput {
+    /// Gives the file its name; the format's writer is gone by now.
+    fn commit(self) -> io::Result<()> {
+        match Rc::try_unwrap(self.0) {
+            Ok(output) => output.into_inner().commit(),
+            Err(_) => Err(io::Error::other("the output is still being written")),
+        }
+    }
+}
+
+impl Write for SharedOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.borrow_mut().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.borrow_mut().flush()
+    }
+}
+
+/// Frames as slices on the threads' tracks.
+struct Frames<'n> {
+    timeline: Box<dyn Timeline>,
+    functions: &'n FunctionNames,
+    /// What images are called, by id.
+    images: Vec<String>,
+    names: HashMap<(FrameName, bool), Name>,
+    gap_names: HashMap<LossReason, Name>,
+    tracks: Vec<Track>,
+    /// The tracks of holes, made when the first one comes.
+    gaps: Vec<Option<Track>>,
+    slices: u64,
+}
+
+impl<'n> Frames<'n> {
+    fn new(
+        loaded: &Loaded<'_>,
+        functions: &'n FunctionNames,
+        mut timeline: Box<dyn Timeline>,
+    ) -> io::Result<Self> {
+        let capture = &loaded.capture;
+        let pids: BTreeSet<_> = loaded.streams().filter_map(|stream| stream.pid).collect();
+        for pid in &pids {
+            let name = capture.processes.get(*pid).map_or("", |process| process.comm.as_str());
+            timeline.process(pid.0, name)?;
+        }
+        let mut tracks = Vec::new();
+        for stream in loaded.streams() {
+            let (pid, tid) = (stream.pid.map_or(0, |pid| pid.0), stream.tid.map_or(stream.idx, |tid| tid.0));
+            let name = match (stream.pid, stream.tid) {
+                (Some(pid), Some(tid)) => capture.thread_name(pid, tid).to_owned(),
+                _ => stream.name(),
+            };
+            tracks.push(timeline.thread(pid, tid, &name)?);
+        }
+        let images = (0..loaded.store.image_count()).map(|id| {
+            let file = loaded.store.file(ImageId(id)).map_or("?", |file| file.mapped.path.as_str());
+            file.rsplit('/').next().unwrap_or(file).to_owned()
+        });
+        Ok(Self {
+            functions,
+            images: images.collect(),
+            names: HashMap::new(),
+            gap_names: HashMap::new(),
+            gaps: vec![None; tracks.len()],
+            tracks,
+            timeline,
+            slices: 0,
+        })
+    }
+
+    fn name(&mut self, frame: FrameName, inferred: bool) -> Name {
+        if let Some(name) = self.names.get(&(frame, inferred)) {
+            return *name;
+        }
+        let image = |id: ImageId| self.images.get(id.0 as usize).map_or("?", String::as_str);
+        let (text, category) = match frame {
+            FrameName::Function(id) => (self.functions.get(id).to_owned(), Category::Function),
+            FrameName::Image(id) => (format!("[{}]", image(id)), Category::Function),
+            FrameName::NoImage => ("[no image]".to_owned(), Category::Untraced),
+            FrameName::Syscall => ("[syscall]".to_owned(), Category::Untraced),
+            FrameName::Untraced => ("[untraced]".to_owned(), Category::Untraced),
+        };
+        let category = if inferred { Category::Inferred } else { category };
+        let name = self.timeline.name(&text, category);
+        self.names.insert((frame, inferred), name);
+        name
+    }
+}
+
+impl FrameSink for Frames<'_> {
+    type Error = io::Error;
+
+    fn open(&mut self, stream: usize, at: Ns, name: FrameName, inferred: bool) -> io::Result<()> {
+        let name = self.name(name, inferred);
+        self.slices += 1;
+        self.timeline.begin(self.tracks[stream], at.0, name)
+    }
+
+    fn close(&mut self, stream: usize, at: Ns) -> io::Result<()> {
+        self.timeline.end(self.tracks[stream], at.0, 0)
+    }
+
+    fn gap(&mut self, stream: usize, from: Ns, to: Ns, reason: LossReason) -> io::Result<()> {
+        let track = match self.gaps[stream] {
+            Some(track) => track,
+            None => {
+                let track = self.timeline.notes(self.tracks[stream], "trace state")?;
+                self.gaps[stream] = Some(track);
+                track
+            }
+        };
+        let name = match self.gap_names.get(&reason) {
+            Some(name) => *name,
+            None => {
+                let name = self.timeline.name(&format!("gap: {}", reason.name()), Category::Gap);
+                self.gap_names.insert(reason, name);
+                name
+            }
+        };
+        self.timeline.begin(track, from.0, name)?;
+        self.timeline.end(track, to.0.max(from.0), 0)
+    }
 }
