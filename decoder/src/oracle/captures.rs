@@ -54,6 +54,8 @@ struct Gather {
 }
 
 impl Flow for Gather {
+    const TIMES: bool = true;
+
     fn block(&mut self, block: &Block) {
         self.blocks.push(*block);
     }

@@ -43,6 +43,8 @@ pub struct Transfer {
 
 /// Takes the flow that libipt finds, in order.
 pub trait Flow {
+    /// Whether the times are wanted; if not, they are all `None`.
+    const TIMES: bool;
     /// Straight code; its last instruction's transfer, if it makes one, comes next.
     fn block(&mut self, block: &Block);
     /// A transfer.
@@ -141,7 +143,7 @@ impl<F: Flow> Visitor for FlowVisitor<'_, '_, F> {
             pt::pt_exec_mode_ptem_32bit => ExecMode::Bits32,
             _ => ExecMode::Bits64,
         };
-        let time = decoder.time();
+        let time = if F::TIMES { decoder.time() } else { None };
         self.flow.block(&Block {
             first: Ip(block.ip),
             last: Ip(block.end_ip),
@@ -157,7 +159,7 @@ impl<F: Flow> Visitor for FlowVisitor<'_, '_, F> {
 
     fn event(&mut self, decoder: &mut BlockDecoder<'_>, event: &pt::pt_event) {
         let told = |ip: u64| (event.ip_suppressed() == 0).then_some(ip);
-        let time = decoder.time();
+        let time = if F::TIMES { decoder.time() } else { None };
         match event.type_ {
             // It takes effect where the flow is now, in PSB+ as elsewhere.
             pt::pt_event_type_ptev_exec_mode => {
@@ -273,6 +275,8 @@ impl Counter {
 }
 
 impl Flow for Counter {
+    const TIMES: bool = false;
+
     fn block(&mut self, block: &Block) {
         self.edges.instructions += block.instructions;
     }
