@@ -3,8 +3,13 @@
 use crate::load::Loaded;
 use anyhow::Context as _;
 use ptflow_decoder::image::Images;
-use ptflow_decoder::oracle::{Edges, Failure, FileSection, SectionCache, Session, stretches};
+use ptflow_decoder::oracle::{
+    Block, Edges, Failure, FileSection, Flow, SectionCache, Session, Transfer, stretches,
+};
 use ptflow_decoder::profile::{EdgeRow, merge_rows};
+use ptflow_decoder::units::Ip;
+use ptflow_exporters::branches::{BranchWriter, Place};
+use std::io::{self, Write};
 
 /// The edge profile by libipt, with runtime addresses.
 pub fn edges(loaded: &Loaded<'_>) -> anyhow::Result<Vec<EdgeRow>> {
@@ -26,6 +31,41 @@ pub fn edges(loaded: &Loaded<'_>) -> anyhow::Result<Vec<EdgeRow>> {
     }
     merge_rows(&mut rows);
     Ok(rows)
+}
+
+/// Every transfer by libipt, stream after stream.
+pub fn branches<W: Write>(loaded: &Loaded<'_>, writer: &mut BranchWriter<W>) -> anyhow::Result<()> {
+    let images = loaded.store.images();
+    each_session(loaded, &images, |session| {
+        let mut lines = Lines { writer, result: Ok(()) };
+        session.flow(&mut lines).map_err(|error| anyhow::anyhow!("libipt: {error}"))?;
+        Ok(lines.result?)
+    })
+}
+
+/// libipt's flow as lines; it knows no thread, and its times are not ours.
+struct Lines<'w, W: Write> {
+    writer: &'w mut BranchWriter<W>,
+    result: io::Result<()>,
+}
+
+impl<W: Write> Flow for Lines<'_, W> {
+    fn block(&mut self, _: &Block) {}
+
+    fn transfer(&mut self, transfer: &Transfer) {
+        if !transfer.taken || self.result.is_err() {
+            return;
+        }
+        let place = |ip: Option<Ip>| ip.map(|ip| Place { address: (None, ip.0), symbol: None });
+        self.result =
+            self.writer.transfer(None, None, transfer.kind.name(), place(transfer.from), place(transfer.to));
+    }
+
+    fn failure(&mut self, failure: &Failure) {
+        if self.result.is_ok() {
+            self.result = self.writer.gap(None, None, &failure.error.to_string(), 0);
+        }
+    }
 }
 
 /// Hands a session for every stretch of every stream to `ask`. libipt knows one address space: the last one counts.

@@ -88,10 +88,15 @@ impl<'m> CodeImage<'m> {
         self
     }
 
+    /// The range of the function at a stated address.
+    pub fn function_range(&self, svma: Svma) -> Option<&FunctionRange> {
+        let after = self.functions.partition_point(|function| function.start <= svma);
+        self.functions[..after].last().filter(|function| svma < function.end)
+    }
+
     /// The function at a stated address.
     pub fn function_at(&self, svma: Svma) -> FunctionAt {
-        let after = self.functions.partition_point(|function| function.start <= svma);
-        match self.functions[..after].last().filter(|function| svma < function.end) {
+        match self.function_range(svma) {
             None => FunctionAt::default(),
             Some(range) => FunctionAt {
                 function: Some(range.function),

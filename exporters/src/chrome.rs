@@ -50,7 +50,8 @@ impl<W: Write> ChromeWriter<W> {
 
     fn name_event(&mut self, what: &str, pid: u32, tid: u32, name: &str) -> io::Result<()> {
         self.separate();
-        let head = format!("{{\"ph\":\"M\",\"name\":\"{what}\",\"pid\":{pid},\"tid\":{tid},\"args\":{{\"name\":");
+        let head =
+            format!("{{\"ph\":\"M\",\"name\":\"{what}\",\"pid\":{pid},\"tid\":{tid},\"args\":{{\"name\":");
         self.buffer.extend_from_slice(head.as_bytes());
         push_string(&mut self.buffer, name);
         self.buffer.extend_from_slice(b"}}");
@@ -151,7 +152,12 @@ impl<W: Write> Timeline for ChromeWriter<W> {
 fn push_micros(out: &mut Vec<u8>, ns: u64) {
     push_number(out, ns / 1000);
     let rest = ns % 1000;
-    out.extend_from_slice(&[b'.', b'0' + (rest / 100) as u8, b'0' + (rest / 10 % 10) as u8, b'0' + (rest % 10) as u8]);
+    out.extend_from_slice(&[
+        b'.',
+        b'0' + (rest / 100) as u8,
+        b'0' + (rest / 10 % 10) as u8,
+        b'0' + (rest % 10) as u8,
+    ]);
 }
 
 /// A JSON string (RFC 8259, section 7).

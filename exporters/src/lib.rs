@@ -4,6 +4,7 @@
 //! *Invariant*: the same calls give the same bytes.
 
 pub mod address;
+pub mod branches;
 pub mod chrome;
 pub mod depth;
 pub mod edges;

@@ -1,4 +1,258 @@
-//! Being written.
-pub fn run(_: &crate::args::InfoArgs) -> anyhow::Result<()> {
-    anyhow::bail!("not yet")
+//! `ptflow info`.
+
+use crate::args::InfoArgs;
+use crate::load::{self, Loaded};
+use anyhow::Context as _;
+use ptflow_decoder::packet::Packet;
+use ptflow_decoder::plan::plan;
+use ptflow_decoder::reader::Reader;
+use ptflow_decoder::units::Tsc;
+use ptflow_perf_import::images::Status;
+use ptflow_perf_import::record::kind;
+use serde::Serialize;
+use std::io::Write;
+
+#[derive(Serialize, Debug)]
+struct Info {
+    file: String,
+    file_bytes: u64,
+    cpu: Option<String>,
+    cpuid: Option<String>,
+    hostname: Option<String>,
+    kernel: Option<String>,
+    command: Option<String>,
+    settings: Settings,
+    pt_bytes: u64,
+    first_pt_ns: Option<u64>,
+    record_time_ns: Option<(u64, u64)>,
+    streams: Vec<Stream>,
+    processes: Vec<Process>,
+    images: Vec<Image>,
+    losses: Vec<Loss>,
+    notes: Vec<String>,
+    lost_records: u64,
+}
+
+#[derive(Serialize, Debug)]
+struct Settings {
+    tsc: bool,
+    mtc_period: Option<u8>,
+    cyc: bool,
+    ret_compression: bool,
+    branches: bool,
+    tsc_ctc_ratio: Option<(u32, u32)>,
+    max_nonturbo_ratio: u8,
+    per_cpu: bool,
+    snapshot: bool,
+    filter: String,
+}
+
+#[derive(Serialize, Debug)]
+struct Stream {
+    name: String,
+    pid: Option<u32>,
+    bytes: u64,
+    pieces: usize,
+}
+
+#[derive(Serialize, Debug)]
+struct Process {
+    pid: u32,
+    name: String,
+    threads: Vec<(u32, String)>,
+}
+
+#[derive(Serialize, Debug)]
+struct Image {
+    path: String,
+    build_id: Option<String>,
+    status: &'static str,
+    found: Option<String>,
+    looked: Vec<String>,
+}
+
+#[derive(Serialize, Debug)]
+struct Loss {
+    stream: String,
+    reason: &'static str,
+    count: u64,
+    bytes: u64,
+}
+
+/// Runs the verb.
+pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
+    let file = load::open(&args.common)?;
+    let loaded = Loaded::new(&file, &args.common)?;
+    let info = gather(&file, &loaded);
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        serde_json::to_writer_pretty(&mut out, &info).context("cannot write to standard output")?;
+        writeln!(out)?;
+    } else {
+        print(&info, &mut out)?;
+    }
+    Ok(())
+}
+
+fn gather(file: &ptflow_perf_import::PerfFile, loaded: &Loaded<'_>) -> Info {
+    let capture = &loaded.capture;
+    let config = &capture.config;
+    let outside = plan(loaded.streams().map(|stream| &stream.trace), usize::MAX);
+    let mut losses = Vec::new();
+    for (stream, ledger) in loaded.streams().zip(&outside.ledgers) {
+        for loss in &ledger.losses {
+            losses.push(Loss {
+                stream: stream.name(),
+                reason: loss.reason.name(),
+                count: 1,
+                bytes: loss.bytes,
+            });
+        }
+    }
+    // The first TSC packet behind the first PSB of each stream.
+    let first_pt = outside.units.iter().filter_map(|unit| {
+        let stream = loaded.stream(unit.stream);
+        let mut reader = Reader::new(&stream.trace, unit.from);
+        let reference = reader.reference();
+        for _ in 0..64 {
+            match reader.read()? {
+                Ok((Packet::Tsc { tsc }, _)) => {
+                    let mut clock = ptflow_decoder::clock::Clock::new(config);
+                    clock.set_reference(reference);
+                    clock.tsc(tsc, 0);
+                    return clock.now();
+                }
+                Ok((_, len)) => reader.skip(len),
+                Err(_) => return None,
+            };
+        }
+        None::<Tsc>
+    });
+    let first_pt = first_pt.min();
+    let hex = |id: &[u8]| id.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let images = loaded.store.files().iter().map(|image| {
+        let mapped = &image.mapped;
+        let build_id = image.build_id.clone().or_else(|| mapped.build_id.as_deref().map(hex));
+        let (status, found, looked) = match &image.status {
+            Status::Found(path) => ("found", Some(path.display().to_string()), Vec::new()),
+            Status::Missing { looked } => {
+                ("missing", None, looked.iter().map(|path| path.display().to_string()).collect())
+            }
+            Status::Mismatch { path, found } => {
+                ("other build", Some(format!("{} is build {found}", path.display())), Vec::new())
+            }
+            Status::NoFile => ("no file", None, Vec::new()),
+        };
+        Image { path: mapped.path.clone(), build_id, status, found, looked }
+    });
+    let lost = [kind::LOST, kind::LOST_SAMPLES, kind::AUXTRACE_ERROR];
+    Info {
+        file: file.path().display().to_string(),
+        file_bytes: file.len(),
+        cpu: capture.machine.cpudesc.clone(),
+        cpuid: capture.machine.cpuid.clone(),
+        hostname: capture.machine.hostname.clone(),
+        kernel: capture.machine.osrelease.clone(),
+        command: capture.machine.cmdline.clone(),
+        settings: Settings {
+            tsc: config.tsc,
+            mtc_period: config.mtc.then_some(config.mtc_period),
+            cyc: config.cyc,
+            ret_compression: config.ret_compression,
+            branches: config.branches,
+            tsc_ctc_ratio: config.tsc_ctc_ratio,
+            max_nonturbo_ratio: config.max_nonturbo_ratio,
+            per_cpu: capture.info.per_cpu,
+            snapshot: capture.info.snapshot,
+            filter: capture.info.filter.clone(),
+        },
+        pt_bytes: loaded.bytes(),
+        first_pt_ns: first_pt.and_then(|tsc| config.time.map(|time| time.to_ns(tsc).0)),
+        record_time_ns: capture.time,
+        streams: loaded
+            .streams()
+            .map(|stream| Stream {
+                name: stream.name(),
+                pid: stream.pid.map(|pid| pid.0),
+                bytes: stream.trace.len(),
+                pieces: stream.trace.pieces.len(),
+            })
+            .collect(),
+        processes: capture
+            .processes
+            .iter()
+            .map(|(pid, process)| Process {
+                pid: pid.0,
+                name: process.comm.clone(),
+                threads: process.threads.iter().map(|(tid, name)| (tid.0, name.clone())).collect(),
+            })
+            .collect(),
+        images: images.collect(),
+        losses,
+        notes: capture.notes.clone(),
+        lost_records: lost.iter().filter_map(|kind| capture.records.get(kind)).sum(),
+    }
+}
+
+fn print(info: &Info, out: &mut impl Write) -> std::io::Result<()> {
+    let line = |out: &mut dyn Write, key: &str, value: &str| writeln!(out, "{key:<12}{value}");
+    let seconds = |ns: u64| format!("{}.{:09} s", ns / 1_000_000_000, ns % 1_000_000_000);
+    let or = |value: &Option<String>| value.clone().unwrap_or_else(|| "not known".to_owned());
+    line(out, "file", &format!("{}, {}", info.file, size(info.file_bytes)))?;
+    line(out, "CPU", &format!("{} ({})", or(&info.cpu), or(&info.cpuid)))?;
+    line(out, "recorded", &format!("{} on {}", or(&info.command), or(&info.kernel)))?;
+    let s = &info.settings;
+    let mut settings = Vec::new();
+    settings.push(if s.tsc { "tsc".to_owned() } else { "no time".to_owned() });
+    settings.extend(s.mtc_period.map(|period| format!("mtc (period {period})")));
+    settings.extend(s.cyc.then(|| "cyc".to_owned()));
+    settings.push(if s.ret_compression { "ret compression" } else { "no ret compression" }.to_owned());
+    settings.push(if s.per_cpu { "a stream a CPU" } else { "a stream a thread" }.to_owned());
+    settings.extend(s.snapshot.then(|| "snapshots".to_owned()));
+    settings.extend((!s.branches).then(|| "NO BRANCHES".to_owned()));
+    settings.extend((!s.filter.is_empty()).then(|| format!("filter {}", s.filter)));
+    line(out, "Intel PT", &settings.join(", "))?;
+    line(out, "trace", &format!("{} in {} streams", size(info.pt_bytes), info.streams.len()))?;
+    if let Some(first) = info.first_pt_ns {
+        line(out, "first PT", &seconds(first))?;
+    }
+    if let Some((from, to)) = info.record_time_ns {
+        line(out, "records", &format!("{} to {}", seconds(from), seconds(to)))?;
+    }
+    for stream in &info.streams {
+        line(out, "stream", &format!("{}: {}", stream.name, size(stream.bytes)))?;
+    }
+    for process in &info.processes {
+        let threads: Vec<String> =
+            process.threads.iter().map(|(tid, name)| format!("{tid} {name}")).collect();
+        line(out, "process", &format!("{} {}: {}", process.pid, process.name, threads.join(", ")))?;
+    }
+    for image in &info.images {
+        let what = match (&image.found, image.status) {
+            (Some(found), "found") if *found == image.path => String::new(),
+            (Some(found), _) => format!(" ({found})"),
+            (None, "missing") => format!(" (looked for: {})", image.looked.join(", ")),
+            _ => String::new(),
+        };
+        line(out, "image", &format!("{}: {}{what}", image.path, image.status))?;
+    }
+    for loss in &info.losses {
+        line(out, "lost", &format!("{}: {}, {} bytes", loss.stream, loss.reason, loss.bytes))?;
+    }
+    if info.lost_records > 0 {
+        line(out, "lost", &format!("{} records tell of lost events", info.lost_records))?;
+    }
+    for note in &info.notes {
+        line(out, "note", note)?;
+    }
+    Ok(())
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..10_000 => format!("{bytes} bytes"),
+        10_000..10_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        10_000_000..10_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
 }
