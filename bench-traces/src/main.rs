@@ -1,9 +1,11 @@
 //! `bench-traces`: true Intel PT captures without the hardware, and benches.
 
-mod record;
-
-use clap::{Parser, Subcommand};
-use std::process::ExitCode;
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use ptflow_bench_traces::options::PtOptions;
+use ptflow_bench_traces::recorder::{PLUGIN, Recorder};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::{ExitCode, ExitStatus};
 
 /// Intel PT captures without the hardware: real programs under an emulator, with the ground truth
 #[derive(Parser, Debug)]
@@ -16,21 +18,46 @@ struct Args {
 #[derive(Subcommand, Debug)]
 enum Verb {
     /// Run a program and write DIR/perf.data, DIR/truth.edges and DIR/totals.json
-    Record(record::RecordArgs),
+    Record(RecordArgs),
     /// Run a program and count its instructions and taken branches
-    Count(record::CountArgs),
+    Count(CountArgs),
+}
+
+#[derive(ClapArgs, Debug)]
+struct RecordArgs {
+    /// Where to put the capture and its truth; made if it is not there
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    #[command(flatten)]
+    options: PtOptions,
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "PROGRAM ARGS")]
+    command: Vec<OsString>,
+}
+
+#[derive(ClapArgs, Debug)]
+struct CountArgs {
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "PROGRAM ARGS")]
+    command: Vec<OsString>,
 }
 
 fn main() -> ExitCode {
-    let result = match Args::parse().verb {
-        Verb::Record(args) => record::record(&args),
-        Verb::Count(args) => record::count(&args),
-    };
-    match result {
-        Ok(code) => code,
+    match run(Args::parse()) {
+        // As a shell would: the program's own status is ours.
+        Ok(status) => ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)),
         Err(error) => {
             eprintln!("bench-traces: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<ExitStatus> {
+    // cargo puts the plugin beside this program.
+    let plugin = std::env::current_exe()?.with_file_name(PLUGIN);
+    match args.verb {
+        Verb::Record(args) => Recorder { plugin, command: args.command }.record(&args.output, args.options),
+        Verb::Count(args) => Recorder { plugin, command: args.command }.count(),
     }
 }

@@ -155,7 +155,7 @@ impl Thread {
             End::Jcc => to == block.next || to == block.target,
             End::Jmp | End::Call => to == block.target,
             End::Straight => to == block.next,
-            End::Rep => to == block.next || to == block.last,
+            End::Rep => to == block.next,
             End::Ret | End::JmpInd | End::CallInd => !in_block && to != block.last,
             End::Syscall | End::Far => false,
         };
@@ -200,10 +200,16 @@ impl Thread {
         if !self.pt.is_on() {
             return;
         }
-        if let Some(previous) = self.previous.take()
-            && !self.leave(previous, next)
-        {
-            self.truth.unexplained += 1;
+        let mut repeats = false;
+        if let Some(previous) = self.previous.take() {
+            repeats = previous.end == End::Rep && previous.last == next;
+            if !self.leave(previous, next) {
+                self.truth.unexplained += 1;
+            }
+        }
+        if repeats {
+            // A string instruction that is still repeating has not executed yet.
+            self.truth.instructions -= 1;
         }
         self.pt.interrupt(next);
         self.truth.interrupted(next);

@@ -1,0 +1,233 @@
+//! Recording programs and asking several decoders about them.
+
+use ptflow_bench_traces::options::PtOptions;
+use ptflow_bench_traces::recorder::{PLUGIN, Recorder};
+use ptflow_decoder::image::AddressSpaces;
+use ptflow_decoder::profile::CodeAddr;
+use ptflow_decoder::run::{Options, count};
+use ptflow_decoder::units::Svma;
+use ptflow_decoder::walk::{Context, Engine};
+use ptflow_exporters::address::AddressNames;
+use ptflow_perf_import::images::{ImageSearch, ImageStore};
+use ptflow_perf_import::{Capture, PerfFile};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use tempfile::{NamedTempFile, TempDir, TempPath};
+
+/// Compiles a program of `tests/programs`.
+pub fn compile(name: &str, flags: &[&str]) -> NamedTempFile<()> {
+    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(name);
+    let path: TempPath = NamedTempFile::new().expect("a temporary file").into_temp_path();
+    let status = Command::new("cc")
+        .args(["-O1", "-g1", "-pthread"])
+        .args(flags)
+        .arg("-o")
+        .arg(&path)
+        .arg(source)
+        .status()
+        .expect("cc runs: install Debian's package gcc");
+    assert!(status.success(), "{name} compiles");
+    NamedTempFile::from_parts((), path)
+}
+
+/// A recorded run.
+pub struct Recording {
+    folder: TempDir,
+}
+
+/// The plugin, built: `cargo test` makes no dynamic libraries.
+fn plugin() -> PathBuf {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        // Test programs lie in TARGET/PROFILE/deps.
+        let own = std::env::current_exe().expect("our own path");
+        let target = own.ancestors().nth(3).expect("a target folder");
+        let status = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--release", "-p", env!("CARGO_PKG_NAME"), "--target-dir"])
+            .arg(target)
+            .status()
+            .expect("cargo runs");
+        assert!(status.success(), "the plugin builds");
+        target.join("release").join(PLUGIN)
+    })
+    .clone()
+}
+
+/// Records a run of a program.
+pub fn record(command: &[&str], options: PtOptions) -> Recording {
+    let folder = TempDir::new().expect("a temporary folder");
+    let recorder = Recorder { plugin: plugin(), command: command.iter().map(Into::into).collect() };
+    let (mut run, _) = recorder.recording(folder.path(), options).expect("the recorder is there");
+    let output =
+        run.stdout(Stdio::null()).output().expect("qemu-x86_64 runs: install Debian's package qemu-user");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Recording { folder }
+}
+
+/// Plain runtime addresses.
+struct Runtime<'s>(&'s AddressSpaces);
+
+impl AddressNames for Runtime<'_> {
+    fn name(&self, addr: CodeAddr) -> (Option<&str>, u64) {
+        let versions = self.0.versions();
+        let runtime = addr
+            .image
+            .and_then(|image| versions.iter().find_map(|(_, space)| space.avma(image, Svma(addr.addr))));
+        (None, runtime.map_or(addr.addr, |ip| ip.0))
+    }
+}
+
+impl Recording {
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).expect("the recorder wrote it")
+    }
+
+    /// A number of `totals.json`, the sum over threads.
+    fn total(&self, key: &str) -> u64 {
+        let totals = self.text("totals.json");
+        let (_, rest) = totals.split_once(&format!("\"{key}\": ")).expect("the total is there");
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().expect("a number")
+    }
+
+    /// The recorder could explain every step.
+    pub fn explained(&self) {
+        assert_eq!(self.total("unexplained"), 0);
+    }
+
+    /// Our own decoder.
+    pub fn native_equals_truth(&self) {
+        let truth = self.text("truth.edges");
+        let engines = [
+            (Engine::Fast, 1, 1 << 20),
+            (Engine::Fast, 2, 1),
+            (Engine::Fast, 7, 64 << 10),
+            (Engine::Interrupted(3), 2, 1 << 20),
+            (Engine::Careful, 2, 64 << 10),
+        ];
+        for (engine, threads, unit_bytes) in engines {
+            let (text, instructions) = self.decode(engine, threads, unit_bytes);
+            let what = format!("{engine:?}, {threads} threads, units of {unit_bytes}");
+            same_lines(&text, &truth, &what);
+            assert_eq!(instructions, self.total("instructions"), "{what}");
+        }
+    }
+
+    fn decode(&self, engine: Engine, threads: usize, unit_bytes: usize) -> (String, u64) {
+        let file = PerfFile::open(&self.path("perf.data")).expect("our own file");
+        let capture = Capture::read(&file).expect("our own file");
+        assert_eq!(capture.notes, Vec::<String>::new());
+        let store = ImageStore::load(&capture, &ImageSearch::default());
+        let images = store.images();
+        let spaces = store.address_spaces(capture.streams[0].pid.expect("a process"));
+        let contexts: Vec<Context<'_, '_>> = capture
+            .streams
+            .iter()
+            .map(|stream| Context {
+                stream: &stream.trace,
+                images: &images,
+                spaces: &spaces,
+                config: &capture.config,
+            })
+            .collect();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        let counts = count(&contexts, &Options { pool: &pool, engine, unit_bytes, progress: &|_| {} });
+        for (ledger, stream) in counts.ledgers.iter().zip(&capture.streams) {
+            assert_eq!(ledger.losses, [], "nothing is lost");
+            assert_eq!(ledger.decoded, stream.trace.len());
+        }
+        let mut text = Vec::new();
+        ptflow_exporters::edges::write(&mut text, &counts.rows, &Runtime(&spaces)).expect("a Vec takes all");
+        (String::from_utf8(text).expect("text"), counts.instructions)
+    }
+
+    /// perf: no error, and the same taken branches. It knows no not-taken ones.
+    pub fn perf_equals_truth(&self) {
+        let output = Command::new("perf")
+            .args(["script", "--itrace=be", "-F", "ip,addr,flags", "-i"])
+            .arg(self.path("perf.data"))
+            .output()
+            .expect("perf runs: install Debian's package linux-perf");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!stderr.contains("errors"), "{stderr}");
+        let mut found: BTreeMap<(u64, u64), u64> = BTreeMap::new();
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            assert!(!line.contains("error"), "{line}");
+            let Some((left, to)) = line.split_once("=>") else { continue };
+            let hex = |word: &str| u64::from_str_radix(word.trim(), 16).expect("an address");
+            let (flags, from) = left.trim().rsplit_once(' ').expect("flags and an address");
+            // Trace on and off are no edges of the program.
+            if !flags.contains("tr ") {
+                *found.entry((hex(from), hex(to))).or_insert(0) += 1;
+            }
+        }
+        let mut truth: BTreeMap<(u64, u64), u64> = BTreeMap::new();
+        for row in ptflow_exporters::edges::read(self.text("truth.edges").as_bytes()).expect("the truth") {
+            let hex =
+                |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).expect("an address");
+            if let (Some(from), Some(to)) = (&row.from, &row.to)
+                && row.taken > 0
+            {
+                *truth.entry((hex(from), hex(to))).or_insert(0) += row.taken;
+            }
+        }
+        let lines = |edges: &BTreeMap<(u64, u64), u64>| {
+            edges.iter().map(|((from, to), count)| format!("{from:x} {to:x} {count}\n")).collect::<String>()
+        };
+        same_lines(&lines(&found), &lines(&truth), "perf");
+    }
+
+    /// libipt, where this build has it.
+    #[cfg(feature = "oracle")]
+    pub fn libipt_equals_truth(&self) {
+        use ptflow_decoder::oracle::{Session, stretches};
+        use ptflow_decoder::profile::merge_rows;
+        let file = PerfFile::open(&self.path("perf.data")).expect("our own file");
+        let capture = Capture::read(&file).expect("our own file");
+        let store = ImageStore::load(&capture, &ImageSearch::default());
+        let images = store.images();
+        let spaces = store.address_spaces(capture.streams[0].pid.expect("a process"));
+        let (_, space) = spaces.versions().last().expect("an address space");
+        let mut rows = Vec::new();
+        for stream in &capture.streams {
+            for trace in stretches(&stream.trace) {
+                let edges =
+                    Session::new(&trace, &images, space, &capture.config).edges().expect("libipt runs");
+                assert_eq!(edges.failures, [], "libipt decodes it all");
+                rows.extend(edges.rows);
+            }
+        }
+        merge_rows(&mut rows);
+        let mut text = Vec::new();
+        ptflow_exporters::edges::write(&mut text, &rows, &Runtime(&spaces)).expect("a Vec takes all");
+        same_lines(&String::from_utf8(text).expect("text"), &self.text("truth.edges"), "libipt");
+    }
+
+    /// Without the feature there is no libipt to ask; `./test` builds with it.
+    #[cfg(not(feature = "oracle"))]
+    pub fn libipt_equals_truth(&self) {}
+}
+
+/// Compares line by line, and shows the first few that differ.
+#[track_caller]
+fn same_lines(found: &str, truth: &str, what: &str) {
+    if found == truth {
+        return;
+    }
+    let set = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+    let (ours, theirs) = (set(found), set(truth));
+    let first = |a: &std::collections::BTreeSet<String>, b: &std::collections::BTreeSet<String>| {
+        a.difference(b).take(5).cloned().collect::<Vec<_>>().join("\n")
+    };
+    panic!(
+        "{what} differs from the truth; found:\n{}\ntruth:\n{}",
+        first(&ours, &theirs),
+        first(&theirs, &ours)
+    );
+}

@@ -1,0 +1,54 @@
+//! Real programs, recorded: what we decode is what the recorder saw, and perf and libipt see the same.
+
+mod kit;
+
+use kit::{Recording, compile, record};
+use ptflow_bench_traces::options::{IpForm, PtOptions, TntForm};
+
+/// Decodes by every engine and number of threads; all must give the truth, byte for byte.
+fn check(recording: &Recording) {
+    recording.explained();
+    recording.native_equals_truth();
+    recording.perf_equals_truth();
+    recording.libipt_equals_truth();
+}
+
+#[test]
+fn programs_of_the_system() {
+    check(&record(&["/bin/ls", "-la", "/"], PtOptions::default()));
+    check(&record(
+        &["/usr/bin/gzip", "-9", "-c", "/bin/ls"],
+        PtOptions { cyc: true, ..PtOptions::default() },
+    ));
+    check(&record(&["/bin/bash", "-c", "for i in 1 2 3; do echo $((i * 7)); done"], PtOptions::default()));
+}
+
+/// Every option of the trace, on a program that does everything at once.
+#[test]
+fn a_nasty_program_with_every_option() {
+    let program = compile("nasty.c", &[]);
+    let base = PtOptions::default();
+    let variants = [
+        base,
+        PtOptions { cyc: true, psb_period: 0, ..base },
+        PtOptions { cyc: true, cyc_thresh: 7, mtc_period: 0, ..base },
+        PtOptions { no_tsc: true, psb_period: 5, ..base },
+        PtOptions { no_mtc: true, noretcomp: true, ..base },
+        PtOptions { tnt: TntForm::Long, mtc_period: 9, ..base },
+        PtOptions { tnt: TntForm::Mixed, ip: IpForm::Mixed, psb_period: 1, ..base },
+        PtOptions { ip: IpForm::Full, defer_tips: true, ..base },
+    ];
+    for options in variants {
+        eprintln!("{options:?}");
+        check(&record(&[program.path().to_str().expect("UTF-8")], options));
+    }
+}
+
+#[test]
+fn a_static_program() {
+    let program = compile("nasty.c", &["-static", "-O2"]);
+    check(&record(
+        &[program.path().to_str().expect("UTF-8")],
+        PtOptions { cyc: true, ..PtOptions::default() },
+    ));
+}

@@ -1,0 +1,85 @@
+//! Running a program under the emulator with the recorder's plugin.
+
+use crate::options::PtOptions;
+use anyhow::{Context as _, bail};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+
+/// The emulator, from Debian's package qemu-user.
+const QEMU: &str = "qemu-x86_64";
+/// The plugin's file name, as cargo calls it.
+pub const PLUGIN: &str = "libptflow_recorder.so";
+
+/// A program and its arguments, and the plugin to run it with.
+#[derive(Clone, Debug)]
+pub struct Recorder {
+    /// The plugin.
+    pub plugin: PathBuf,
+    /// The program and its arguments.
+    pub command: Vec<OsString>,
+}
+
+impl Recorder {
+    /// Records a run into a folder, which is made if it is not there: `perf.data`, `truth.edges`, `totals.json`. Gives the
+    /// program's own exit status.
+    pub fn record(&self, folder: &Path, options: PtOptions) -> anyhow::Result<ExitStatus> {
+        let (mut command, _) = self.recording(folder, options)?;
+        command.status().with_context(no_qemu)
+    }
+
+    /// The command that records, for a caller who wants the program's output for himself; and the folder's full path.
+    pub fn recording(&self, folder: &Path, options: PtOptions) -> anyhow::Result<(Command, PathBuf)> {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        let folder = folder.canonicalize()?;
+        let mut words = vec![format!("dir={}", path_word(&folder)?)];
+        words.extend(options.to_words());
+        words.extend(self.command.iter().map(|word| format!("cmd={}", word.to_string_lossy())));
+        Ok((self.emulation(words)?, folder))
+    }
+
+    /// Counts a run's instructions and taken branches; they are printed on standard error.
+    pub fn count(&self) -> anyhow::Result<ExitStatus> {
+        self.emulation(vec!["count=1".to_owned()])?.status().with_context(no_qemu)
+    }
+
+    fn emulation(&self, mut words: Vec<String>) -> anyhow::Result<Command> {
+        let Some((program, arguments)) = self.command.split_first() else { bail!("no program is given") };
+        let program = find_program(Path::new(program))?;
+        let name = program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        words.push(format!("comm={name}"));
+        if !self.plugin.exists() {
+            bail!(
+                "{} is missing; build it: cargo build --release -p ptflow-recorder-plugin",
+                self.plugin.display()
+            );
+        }
+        // A comma ends a word for QEMU; two stand for one.
+        words.insert(0, path_word(&self.plugin)?);
+        let words: Vec<String> = words.iter().map(|word| word.replace(',', ",,")).collect();
+        let mut command = Command::new(QEMU);
+        command.arg("-plugin").arg(words.join(",")).arg(program).args(arguments);
+        Ok(command)
+    }
+}
+
+fn no_qemu() -> String {
+    format!("cannot run {QEMU}: install Debian's package qemu-user")
+}
+
+fn path_word(path: &Path) -> anyhow::Result<String> {
+    path.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", path.display()))
+}
+
+/// The program as a shell would find it.
+fn find_program(name: &Path) -> anyhow::Result<PathBuf> {
+    if name.components().count() > 1 {
+        return name.canonicalize().with_context(|| format!("no program {}", name.display()));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|candidate| candidate.is_file())
+        .with_context(|| format!("no program {} in PATH", name.display()))
+}
