@@ -5,7 +5,7 @@ use anyhow::{Context as _, bail};
 use ptflow_decoder::image::{AddressSpaces, Images};
 use ptflow_decoder::run::Options;
 use ptflow_decoder::walk::{Context, Engine};
-use ptflow_perf_import::images::{ImageSearch, ImageStore};
+use ptflow_perf_import::images::{ImageSearch, ImageStore, Status};
 use ptflow_perf_import::streams::PtStream;
 use ptflow_perf_import::{Capture, PerfFile, Pid};
 use std::collections::BTreeMap;
@@ -40,7 +40,37 @@ impl<'m> Loaded<'m> {
             .map(|index| capture.streams[*index].pid)
             .map(|pid| (pid, pid.map(|pid| store.address_spaces(pid)).unwrap_or_default()))
             .collect();
-        Ok(Self { capture, store, chosen, spaces })
+        let this = Self { capture, store, chosen, spaces };
+        if !args.quiet {
+            this.warn();
+        }
+        Ok(this)
+    }
+
+    /// Says what is wrong with the file and its images.
+    fn warn(&self) {
+        for note in &self.capture.notes {
+            eprintln!("ptflow: {note}");
+        }
+        for file in self.store.files() {
+            let path = &file.mapped.path;
+            match &file.status {
+                Status::Missing { looked } => {
+                    let looked: Vec<String> = looked.iter().map(|path| path.display().to_string()).collect();
+                    eprintln!(
+                        "ptflow: {path} is not found (looked for {}); say where it is: --images DIR",
+                        looked.join(", ")
+                    );
+                }
+                Status::Mismatch { path: found, .. } => {
+                    eprintln!(
+                        "ptflow: {} is another build than the {path} that was traced; say where that one is: --images DIR",
+                        found.display()
+                    );
+                }
+                Status::Found(_) | Status::NoFile => {}
+            }
+        }
     }
 
     /// The streams to decode.

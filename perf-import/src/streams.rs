@@ -42,8 +42,8 @@ impl PtStream<'_> {
 #[derive(Debug, Default)]
 pub(crate) struct StreamBuilder<'m> {
     queues: BTreeMap<u32, Vec<(AuxTrace, &'m [u8])>>,
-    /// Truncation points by thread and by CPU.
-    truncated: Vec<(Option<Tid>, Option<Cpu>, u64)>,
+    /// Where AUX records end, by thread and by CPU, and whether they end truncated.
+    ends: Vec<(Option<Tid>, Option<Cpu>, u64, bool)>,
     /// Bytes that a record promised and the file does not have.
     pub missing: u64,
 }
@@ -56,9 +56,8 @@ impl<'m> StreamBuilder<'m> {
     }
 
     pub fn aux(&mut self, aux: Aux, tid: Option<Tid>, cpu: Option<Cpu>) {
-        if aux.flags & Aux::TRUNCATED != 0 {
-            self.truncated.push((tid, cpu, aux.offset.saturating_add(aux.size)));
-        }
+        let truncated = aux.flags & Aux::TRUNCATED != 0;
+        self.ends.push((tid, cpu, aux.offset.saturating_add(aux.size), truncated));
     }
 
     pub fn finish(self, per_cpu: bool, snapshot: bool) -> Vec<PtStream<'m>> {
@@ -70,14 +69,22 @@ impl<'m> StreamBuilder<'m> {
             }
             let first = chunks[0].0;
             let (cpu, tid) = if per_cpu { (first.cpu, None) } else { (None, first.tid) };
-            let mut cuts: Vec<u64> = self
-                .truncated
-                .iter()
-                .filter(|(aux_tid, aux_cpu, _)| if per_cpu { *aux_cpu == cpu } else { *aux_tid == tid })
-                .map(|(_, _, at)| *at)
-                .collect();
+            let own = || {
+                self.ends.iter().filter(|end| if per_cpu { end.1 == cpu } else { end.0 == tid })
+            };
+            let mut cuts: Vec<u64> = own().filter(|end| end.3).map(|end| end.2).collect();
             cuts.sort_unstable();
             cuts.dedup();
+            if !snapshot
+                && let Some(end) = own().map(|end| end.2).max()
+                && let Some((info, bytes)) = chunks.last_mut()
+            {
+                // The last chunk's padding: no next chunk tells where it begins.
+                let padded = info.offset.saturating_add(bytes.len() as u64);
+                if let Some(padding @ 1..8) = padded.checked_sub(end) {
+                    *bytes = &bytes[..bytes.len().saturating_sub(padding as usize)];
+                }
+            }
             let pieces = pieces(&chunks, &cuts, snapshot);
             streams.push(PtStream { idx, cpu, tid, pid: None, trace: TraceStream { pieces } });
         }

@@ -1,0 +1,209 @@
+//! The shipped sample, through the binary, against the recorder's truth that lies beside it.
+
+use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+fn sample() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench-traces/samples/requests")
+}
+
+/// Runs `ptflow VERB sample ARGS --images …`.
+fn ptflow(verb: &[&str], args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ptflow"))
+        .args(verb)
+        .arg(sample().join("perf.data"))
+        .arg("--images")
+        .arg(sample())
+        .args(args)
+        .output()
+        .expect("ptflow runs")
+}
+
+#[track_caller]
+fn succeed(output: Output) -> Vec<u8> {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+fn truth() -> String {
+    std::fs::read_to_string(sample().join("truth.edges")).expect("the truth is there")
+}
+
+#[test]
+fn edges_are_the_truth_for_any_number_of_threads() {
+    for threads in ["1", "2", "7"] {
+        let out = succeed(ptflow(&["profile"], &["--addresses", "runtime", "--threads", threads]));
+        assert!(out == truth().as_bytes(), "{threads} threads");
+    }
+    let by_image = String::from_utf8(succeed(ptflow(&["profile"], &[]))).expect("text");
+    assert_eq!(by_image.lines().count(), truth().lines().count());
+    // The program is loaded where it says: only the image's name is new.
+    let line = by_image.lines().find(|line| line.starts_with("jcc")).expect("a conditional branch");
+    let fields: Vec<&str> = line.split('\t').collect();
+    assert!(fields[1].split_once(":0x").is_some_and(|(image, _)| image.len() == 40), "{line}");
+}
+
+#[test]
+fn the_ledger_adds_up() {
+    let folder = TempDir::new().expect("a folder");
+    let report = folder.path().join("report.json");
+    succeed(ptflow(&["profile"], &["--report", report.to_str().expect("UTF-8")]));
+    let report: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(report).expect("a report")).expect("JSON");
+    assert_eq!(report["pt_bytes_in"], report["pt_bytes_decoded"]);
+    assert_eq!(report["lost"], serde_json::json!([]));
+    let totals: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(sample().join("totals.json")).expect("totals")).expect("JSON");
+    assert_eq!(report["pt_bytes_in"], totals["bytes"]);
+    assert_eq!(report["instructions"], totals["instructions"]);
+}
+
+/// Functions by start: end, and all names.
+fn functions() -> BTreeMap<u64, (u64, Vec<String>)> {
+    let bytes = std::fs::read(sample().join("requests")).expect("the program");
+    let file = object::File::parse(&*bytes).expect("an ELF file");
+    let mut functions: BTreeMap<u64, (u64, Vec<String>)> = BTreeMap::new();
+    let is_code = |symbol: &object::Symbol<'_, '_>| {
+        matches!(symbol.kind(), SymbolKind::Text | SymbolKind::Unknown | SymbolKind::Label)
+            && symbol.section_index().and_then(|index| file.section_by_index(index).ok()).is_some_and(
+                |section| {
+                    section.kind() == object::SectionKind::Text && !symbol.name().unwrap_or("").is_empty()
+                },
+            )
+    };
+    for symbol in file.symbols().filter(is_code) {
+        let (start, name) = (symbol.address(), symbol.name().expect("a name").to_owned());
+        functions.entry(start).or_insert((start + symbol.size(), Vec::new())).1.push(name);
+    }
+    // Assembly states no size: such a function reaches to the next one.
+    let starts: Vec<u64> = functions.keys().copied().collect();
+    for (start, next) in starts.iter().zip(&starts[1..]) {
+        let end = &mut functions.get_mut(start).expect("a function").0;
+        *end = if *end == *start { *next } else { *end };
+    }
+    functions
+}
+
+/// Calls by address of the function's first instruction, from the truth: transfers that enter it from outside.
+fn true_calls(functions: &BTreeMap<u64, (u64, Vec<String>)>) -> BTreeMap<u64, u64> {
+    let home = |addr: u64| {
+        functions.range(..=addr).next_back().filter(|(_, (end, _))| addr < *end).map(|(start, _)| *start)
+    };
+    let mut calls = BTreeMap::new();
+    for row in ptflow_exporters::edges::read(truth().as_bytes()).expect("the truth") {
+        let hex = |text: &String| u64::from_str_radix(text.trim_start_matches("0x"), 16).expect("an address");
+        let Some(to) = row.to.as_ref().map(hex).filter(|to| functions.contains_key(to)) else { continue };
+        let enters = match row.kind.name() {
+            "call" | "call_ind" => true,
+            // A tail call comes from another function; tracing that starts at a function's start is its call, too.
+            "jmp" | "jmp_ind" | "jcc" => row.from.as_ref().map(hex).and_then(home) != Some(to),
+            "resume" => true,
+            _ => false,
+        };
+        if enters && row.taken > 0 {
+            *calls.entry(to).or_insert(0) += row.taken;
+        }
+    }
+    calls
+}
+
+/// Slices by name, and every slice lies in its parent.
+fn slices(path: &Path) -> BTreeMap<String, u64> {
+    let trace: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(path).expect("a trace")).expect("valid JSON");
+    let mut counts = BTreeMap::new();
+    let mut open: BTreeMap<u64, Vec<(u64, u64)>> = BTreeMap::new();
+    let mut events: Vec<(u64, u64, std::cmp::Reverse<u64>, String)> = Vec::new();
+    let ns = |value: &serde_json::Value| (value.as_f64().expect("a time") * 1000.0).round() as u64;
+    for event in trace["traceEvents"].as_array().expect("events") {
+        if event["ph"] == "X" {
+            let (from, dur) = (ns(&event["ts"]), ns(&event["dur"]));
+            let name = event["name"].as_str().expect("a name").to_owned();
+            let tid = event["tid"].as_u64().expect("a thread");
+            // A thread begins in the middle of clone(): a frame, but no call.
+            if event["cat"] != "inferred" {
+                *counts.entry(name.clone()).or_insert(0) += 1;
+            }
+            events.push((tid, from, std::cmp::Reverse(from + dur), name));
+        }
+    }
+    events.sort();
+    for (tid, from, std::cmp::Reverse(to), name) in events {
+        let stack = open.entry(tid).or_default();
+        while stack.last().is_some_and(|(_, end)| *end <= from && *end < to) {
+            stack.pop();
+        }
+        if let Some((_, end)) = stack.last() {
+            assert!(to <= *end || *end <= from, "{name} at {from} ends at {to}, its parent at {end}");
+        }
+        stack.push((from, to));
+    }
+    counts
+}
+
+#[test]
+fn slices_per_function_are_the_truths_calls() {
+    let folder = TempDir::new().expect("a folder");
+    let path = folder.path().join("sample.json");
+    succeed(ptflow(&["convert"], &["-o", path.to_str().expect("UTF-8")]));
+    let functions = functions();
+    let found = slices(&path);
+    let mut expected: BTreeMap<&String, u64> = BTreeMap::new();
+    for (start, count) in true_calls(&functions) {
+        // Which of a function's names is shown is the symbol table's affair.
+        let names = &functions[&start].1;
+        let shown = names.iter().find(|name| found.contains_key(*name)).unwrap_or(&names[0]);
+        *expected.entry(shown).or_insert(0) += count;
+    }
+    assert!(expected.len() > 50, "the sample calls many functions");
+    for (name, count) in &expected {
+        assert_eq!(found.get(*name).copied().unwrap_or(0), *count, "slices of {name} and its calls");
+    }
+    let more: Vec<_> =
+        found.iter().filter(|(name, _)| !name.starts_with('[') && !expected.contains_key(name)).collect();
+    assert!(more.is_empty(), "slices of functions that were never called: {more:?}");
+}
+
+#[test]
+fn the_branch_list_holds_every_taken_branch_in_order_of_time() {
+    let text = String::from_utf8(succeed(ptflow(&["dump", "branches"], &[]))).expect("text");
+    let mut counts: BTreeMap<(String, String, String), u64> = BTreeMap::new();
+    let mut last: BTreeMap<String, u64> = BTreeMap::new();
+    for line in text.lines() {
+        let fields: Vec<&str> = line.split('\t').collect();
+        let [ns, tid, kind, from, to] = fields[..] else { panic!("five fields: {line}") };
+        let ns: u64 = ns.parse().expect("a time");
+        let before = last.insert(tid.to_owned(), ns).unwrap_or(0);
+        assert!(before <= ns, "time falls: {line}");
+        *counts.entry((kind.to_owned(), from.to_owned(), to.to_owned())).or_insert(0) += 1;
+    }
+    let mut expected = BTreeMap::new();
+    for row in ptflow_exporters::edges::read(truth().as_bytes()).expect("the truth") {
+        if row.taken > 0 {
+            let dash = |addr: Option<String>| addr.unwrap_or_else(|| "-".to_owned());
+            expected.insert((row.kind.name().to_owned(), dash(row.from), dash(row.to)), row.taken);
+        }
+    }
+    assert!(counts == expected, "the lines, counted, are the truth's rows");
+}
+
+#[test]
+fn packets_are_listed() {
+    let text = String::from_utf8(succeed(ptflow(&["dump", "packets"], &[]))).expect("text");
+    assert_eq!(text.lines().filter(|line| line.starts_with("# tid ")).count(), 5);
+    assert!(text.lines().any(|line| line.ends_with("psbend")));
+    assert!(!text.contains("BadPacket"));
+}
+
+#[test]
+fn info_as_json() {
+    let info: serde_json::Value =
+        serde_json::from_slice(&succeed(ptflow(&["info"], &["--json"]))).expect("JSON");
+    assert_eq!(info["streams"].as_array().map(Vec::len), Some(5));
+    assert_eq!(info["images"][0]["status"], "found");
+    assert_eq!(info["settings"]["cyc"], true);
+    assert!(info["first_pt_ns"].is_u64());
+}
