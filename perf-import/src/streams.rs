@@ -69,9 +69,7 @@ impl<'m> StreamBuilder<'m> {
             }
             let first = chunks[0].0;
             let (cpu, tid) = if per_cpu { (first.cpu, None) } else { (None, first.tid) };
-            let own = || {
-                self.ends.iter().filter(|end| if per_cpu { end.1 == cpu } else { end.0 == tid })
-            };
+            let own = || self.ends.iter().filter(|end| if per_cpu { end.1 == cpu } else { end.0 == tid });
             let mut cuts: Vec<u64> = own().filter(|end| end.3).map(|end| end.2).collect();
             cuts.sort_unstable();
             cuts.dedup();

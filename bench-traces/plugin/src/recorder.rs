@@ -172,6 +172,7 @@ impl Recorder {
 
     /// The thread of a vCPU, if it runs already.
     #[inline]
+    #[allow(clippy::mut_from_ref, reason = "a slot belongs to its vCPU, which alone asks for it")]
     fn slot(&self, vcpu: u32) -> Option<&mut Slot> {
         let pointer = self.slots.get(vcpu as usize)?.load(Ordering::Acquire);
         // SAFETY: a slot is made by its own vCPU and from then on used by it alone, until the recording ends; then the
@@ -206,6 +207,7 @@ impl Recorder {
     }
 
     #[cold]
+    #[allow(clippy::mut_from_ref, reason = "a slot belongs to its vCPU, which alone asks for it")]
     fn start_thread(&self, vcpu: u32) -> Option<&mut Slot> {
         if self.stopping.load(Ordering::Acquire) {
             return None;
