@@ -1,5 +1,8 @@
 //! `bench-traces`: true Intel PT captures without the hardware, and benches.
 
+#[cfg(feature = "oracle")]
+mod bench;
+
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use ptflow_bench_traces::options::PtOptions;
 use ptflow_bench_traces::recorder::{PLUGIN, Recorder};
@@ -21,6 +24,9 @@ enum Verb {
     Record(RecordArgs),
     /// Run a program and count its instructions and taken branches
     Count(CountArgs),
+    /// Time ptflow against Intel's libipt on a capture, after comparing their answers
+    #[cfg(feature = "oracle")]
+    Bench(bench::BenchArgs),
 }
 
 #[derive(ClapArgs, Debug)]
@@ -59,5 +65,7 @@ fn run(args: Args) -> anyhow::Result<ExitStatus> {
     match args.verb {
         Verb::Record(args) => Recorder { plugin, command: args.command }.record(&args.output, args.options),
         Verb::Count(args) => Recorder { plugin, command: args.command }.count(),
+        #[cfg(feature = "oracle")]
+        Verb::Bench(args) => bench::run(&args).map(|()| ExitStatus::default()),
     }
 }

@@ -50,7 +50,15 @@ struct Lines<'w, W: Write> {
 }
 
 impl<W: Write> Flow for Lines<'_, W> {
+    const TIMES: bool = false;
+
     fn block(&mut self, _: &Block) {}
+
+    fn odd(&mut self, ip: Ip) {
+        eprintln!("ptflow: libipt and iced-x86 read the instruction at {ip} differently");
+    }
+
+    fn untold(&mut self, _: Ip) {}
 
     fn transfer(&mut self, transfer: &Transfer) {
         if !transfer.taken || self.result.is_err() {
