@@ -5,7 +5,7 @@ use anyhow::{Context as _, bail};
 use ptflow_decoder::image::{AddressSpaces, Images};
 use ptflow_decoder::run::Options;
 use ptflow_decoder::walk::{Context, Engine};
-use ptflow_perf_import::images::{ImageSearch, ImageStore, Status};
+use ptflow_perf_import::images::{ImageFile, ImageSearch, ImageStore, Status};
 use ptflow_perf_import::streams::PtStream;
 use ptflow_perf_import::{Capture, PerfFile, Pid};
 use std::collections::BTreeMap;
@@ -52,24 +52,17 @@ impl<'m> Loaded<'m> {
         for note in &self.capture.notes {
             eprintln!("ptflow: {note}");
         }
-        for file in self.store.files() {
-            let path = &file.mapped.path;
-            match &file.status {
-                Status::Missing { looked } => {
-                    let looked: Vec<String> = looked.iter().map(|path| path.display().to_string()).collect();
-                    eprintln!(
-                        "ptflow: {path} is not found (looked for {}); say where it is: --images DIR",
-                        looked.join(", ")
-                    );
-                }
-                Status::Mismatch { path: found, .. } => {
-                    eprintln!(
-                        "ptflow: {} is another build than the {path} that was traced; say where that one is: --images DIR",
-                        found.display()
-                    );
-                }
-                Status::Found(_) | Status::NoFile => {}
+        let complaints = self.store.files().iter().filter_map(complaint);
+        let mut more = 0;
+        for (index, complaint) in complaints.enumerate() {
+            if index < MAX_COMPLAINTS {
+                eprintln!("ptflow: {complaint}");
+            } else {
+                more += 1;
             }
+        }
+        if more > 0 {
+            eprintln!("ptflow: {more} more images are missing; all of them: ptflow info");
         }
     }
 
@@ -119,6 +112,26 @@ impl<'m> Loaded<'m> {
                 Err(crate::args::Usage(usage).into())
             }
         }
+    }
+}
+
+/// So many missing images are named one by one.
+const MAX_COMPLAINTS: usize = 5;
+
+/// What is wrong with an image: what, where it was looked for, what to do.
+fn complaint(file: &ImageFile) -> Option<String> {
+    let path = &file.mapped.path;
+    match &file.status {
+        Status::Missing { looked } => {
+            let looked: Vec<String> = looked.iter().map(|path| path.display().to_string()).collect();
+            let looked = looked.join(", ");
+            Some(format!("{path} is not found (looked for {looked}); say where it is: --images DIR"))
+        }
+        Status::Mismatch { path: found, .. } => Some(format!(
+            "{} is another build than the {path} that was traced; say where that one is: --images DIR",
+            found.display()
+        )),
+        Status::Found(_) | Status::NoFile => None,
     }
 }
 
