@@ -7,6 +7,7 @@ use crate::report::Outcome;
 use anyhow::Context as _;
 use ptflow_decoder::jobs::calls::{CallStacks, CallSteps, FrameName, FrameSink};
 use ptflow_decoder::ledger::LossReason;
+use ptflow_decoder::profile::CodeAddr;
 use ptflow_decoder::run;
 use ptflow_decoder::units::{ImageId, Ns};
 use ptflow_decoder::walk::Engine;
@@ -195,6 +196,10 @@ impl<'n> Frames<'n> {
         let image = |id: ImageId| self.images.get(id.0 as usize).map_or("?", String::as_str);
         let (text, category) = match frame {
             FrameName::Function(id) => (self.functions.get(id).to_owned(), Category::Function),
+            FrameName::Unnamed(CodeAddr { image: Some(id), addr }) => {
+                (format!("{}+{addr:#x}", image(id)), Category::Function)
+            }
+            FrameName::Unnamed(CodeAddr { image: None, addr }) => (format!("{addr:#x}"), Category::Function),
             FrameName::Image(id) => (format!("[{}]", image(id)), Category::Function),
             FrameName::NoImage => ("[no image]".to_owned(), Category::Untraced),
             FrameName::Syscall => ("[syscall]".to_owned(), Category::Untraced),

@@ -139,7 +139,9 @@ impl Sink for CallSteps {
 pub enum FrameName {
     /// A function.
     Function(FunctionId),
-    /// Code of an image that no symbol covers.
+    /// A function that no symbol names, by its first instruction.
+    Unnamed(CodeAddr),
+    /// Code of an image that no symbol covers; where its function begins is not known.
     Image(ImageId),
     /// Code in no image.
     NoImage,
@@ -280,8 +282,12 @@ impl<F: FrameSink> Fold<'_, F> {
     }
 
     fn open(&mut self, at: Site, returns_to: Option<CodeAddr>, inferred: bool) -> Result<(), F::Error> {
-        let frame = Frame { name: name(at), returns_to, shown: !at.function.stub };
-        self.push(frame, inferred)
+        let name = match name(at) {
+            // Control came to its first instruction: that is what it can be called by.
+            FrameName::Image(_) if !inferred => FrameName::Unnamed(at.addr),
+            name => name,
+        };
+        self.push(Frame { name, returns_to, shown: !at.function.stub }, inferred)
     }
 
     fn ret(&mut self, to: Site) -> Result<(), F::Error> {
@@ -319,8 +325,11 @@ impl<F: FrameSink> Fold<'_, F> {
         Ok(())
     }
 
-    /// Ends the frames above the youngest one of that name; leaves all where there is none.
+    /// Ends the frames above the youngest one of that function; leaves all where there is none, or no symbol tells.
     fn unwind_to(&mut self, target: FrameName) -> Result<(), F::Error> {
+        if !matches!(target, FrameName::Function(_)) {
+            return Ok(());
+        }
         if let Some(index) = self.stack.frames.iter().rposition(|frame| frame.name == target) {
             while self.stack.frames.len() > index + 1 {
                 self.pop()?;

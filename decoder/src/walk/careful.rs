@@ -356,8 +356,9 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             Err(BadIp) => return self.bad_ip(),
         };
         let after_overflow = self.cursor.place == Place::Overflowed;
-        if matches!(self.cursor.place, Place::At(_)) {
-            // Tracing was on already: what lies between is not known.
+        if matches!(self.cursor.place, Place::At(here) if here != ip) {
+            // Tracing was on already, elsewhere: what lies between is not known. (At the same address it is a PSB+ that
+            // the CPU sent as tracing began.)
             self.lose(LossReason::Desync, Place::Lost);
         }
         self.take_mode();
