@@ -60,6 +60,25 @@ pub struct PtOptions {
     /// Indirect targets behind the outcomes of later branches, where the manual allows it
     #[arg(long)]
     pub defer_tips: bool,
+    /// An interrupt at some instruction, about every N blocks
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub interrupts: u32,
+    /// A stretch of kernel code that no image holds, about every N blocks
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub kernel: u32,
+    /// An overflow inside the CPU, about every N blocks
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub overflows: u32,
+    /// A full AUX buffer, which cuts the trace in mid-packet, about every N blocks
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub truncations: u32,
+}
+
+impl PtOptions {
+    /// Something is done to the flow besides recording it.
+    pub fn disturbs(&self) -> bool {
+        self.interrupts + self.kernel + self.overflows + self.truncations > 0
+    }
 }
 
 impl Default for PtOptions {
@@ -75,6 +94,10 @@ impl Default for PtOptions {
             tnt: TntForm::Short,
             ip: IpForm::Shortest,
             defer_tips: false,
+            interrupts: 0,
+            kernel: 0,
+            overflows: 0,
+            truncations: 0,
         }
     }
 }
@@ -133,6 +156,10 @@ impl PtOptions {
             format!("tnt={}", name(self.tnt.to_possible_value())),
             format!("ip={}", name(self.ip.to_possible_value())),
             format!("defer_tips={}", u8::from(self.defer_tips)),
+            format!("interrupts={}", self.interrupts),
+            format!("kernel={}", self.kernel),
+            format!("overflows={}", self.overflows),
+            format!("truncations={}", self.truncations),
         ]
     }
 
@@ -151,6 +178,10 @@ impl PtOptions {
             "tnt" => self.tnt = TntForm::from_str(value, false).unwrap_or_default(),
             "ip" => self.ip = IpForm::from_str(value, false).unwrap_or_default(),
             "defer_tips" => self.defer_tips = on,
+            "interrupts" => self.interrupts = value.parse().unwrap_or(0),
+            "kernel" => self.kernel = value.parse().unwrap_or(0),
+            "overflows" => self.overflows = value.parse().unwrap_or(0),
+            "truncations" => self.truncations = value.parse().unwrap_or(0),
             _ => return false,
         }
         true
@@ -174,6 +205,10 @@ mod tests {
             tnt: TntForm::Mixed,
             ip: IpForm::Full,
             defer_tips: true,
+            interrupts: 1000,
+            kernel: 1,
+            overflows: 2,
+            truncations: 300,
         };
         let mut back = PtOptions::default();
         for word in options.to_words() {

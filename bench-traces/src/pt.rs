@@ -39,6 +39,7 @@ pub struct PtEncoder {
     /// Changes what "mixed" does.
     turn: u32,
     on: bool,
+    overflowing: bool,
     /// Packets sent.
     pub packets: u64,
     /// RETs that took one bit.
@@ -66,6 +67,7 @@ impl PtEncoder {
             next_psb: 0,
             turn: 0,
             on: false,
+            overflowing: false,
             packets: 0,
             compressed_returns: 0,
         };
@@ -113,6 +115,9 @@ impl PtEncoder {
     }
 
     fn put(&mut self, packet: Packet) {
+        if self.overflowing {
+            return;
+        }
         self.packets += 1;
         encode(&packet, &mut self.out);
     }
@@ -169,6 +174,9 @@ impl PtEncoder {
     }
 
     fn ip(&mut self, ip: u64) -> IpPayload {
+        if self.overflowing {
+            return IpPayload::SUPPRESSED;
+        }
         let shortest = IpPayload::compress(self.last_ip, ip);
         let payload = match self.options.ip {
             IpForm::Shortest => shortest,
@@ -188,6 +196,9 @@ impl PtEncoder {
 
     #[inline]
     fn outcome(&mut self, taken: bool) {
+        if self.overflowing {
+            return;
+        }
         if self.count == 0 {
             self.outcomes_at = self.cycles;
         }
@@ -218,6 +229,9 @@ impl PtEncoder {
     #[inline]
     pub fn ret(&mut self, target: u64) {
         self.mtc();
+        if self.overflowing {
+            return;
+        }
         let expected = (self.depth > 0).then(|| self.stack[self.top]);
         if self.depth > 0 {
             self.top = (self.top + RETURN_STACK - 1) % RETURN_STACK;
@@ -257,6 +271,84 @@ impl PtEncoder {
         self.put(Packet::Tip(payload));
     }
 
+    /// Kernel code runs between two instructions and is traced, but no image holds it: a few outcomes, a few targets, and
+    /// back to `ip`. The kernel's own calls and returns leave the return stack as it was.
+    pub fn kernel(&mut self, ip: u64, entry: u64) {
+        self.flush();
+        self.cyc(self.cycles);
+        let payload = self.ip(ip);
+        self.put(Packet::Fup(payload));
+        self.tip_now(entry);
+        for step in 1..4u64 {
+            self.pass(40);
+            self.mtc();
+            self.outcome(step % 2 == 0);
+            self.outcome(true);
+            self.pass(15);
+            self.mtc();
+            self.tip_now(entry + 0x1000 * step);
+        }
+        self.pass(30);
+        self.mtc();
+        self.outcome(false);
+        self.tip_now(ip);
+    }
+
+    /// The CPU loses packets from now on: what was not sent yet never is.
+    pub fn start_overflow(&mut self) {
+        self.outcomes = 0;
+        self.count = 0;
+        self.deferred.clear();
+        self.overflowing = true;
+    }
+
+    /// Packets are sent again; tracing is on and the next instruction is at `ip`.
+    pub fn end_overflow(&mut self, ip: u64) {
+        self.overflowing = false;
+        self.depth = 0;
+        self.cyc(self.cycles);
+        self.put(Packet::Ovf);
+        self.next_mtc = self.mtc_edge_after(self.cycles);
+        let payload = self.ip(ip);
+        self.put(Packet::Fup(payload));
+    }
+
+    /// Outcomes or targets wait for their packet.
+    pub fn has_unsent(&self) -> bool {
+        self.count > 0 || !self.deferred.is_empty() || self.overflowing
+    }
+
+    /// Packets are being lost.
+    pub fn is_overflowing(&self) -> bool {
+        self.overflowing
+    }
+
+    /// The AUX buffer is full: the bytes end in the middle of a packet. The caller hands them out, marked as truncated.
+    pub fn truncate(&mut self) {
+        self.flush();
+        self.outcomes = 0;
+        self.count = 0;
+        // A packet that is cut off: the first bytes of a TSC.
+        self.out.extend_from_slice(&[0x19, 0x12, 0x34]);
+        self.on = false;
+    }
+
+    /// Tracing starts again at `ip` after the buffer was emptied: without a PSB (as the kernel's driver leaves it).
+    pub fn restart(&mut self, ip: u64) {
+        if !self.options.no_tsc {
+            self.tsc_and_tma();
+        }
+        self.put(Packet::Cbr { ratio: machine::CORE_RATIO });
+        self.put(Packet::ModeExec { mode: ExecMode::Bits64, interrupt_flag: false });
+        self.cyc_at = self.cycles;
+        self.next_mtc = self.mtc_edge_after(self.cycles);
+        let payload = IpPayload::with_form(IpBytes::Sext48, ip);
+        self.last_ip.update(payload);
+        self.put(Packet::TipPge(payload));
+        self.depth = 0;
+        self.on = true;
+    }
+
     /// Tracing goes on at `ip`.
     pub fn enable(&mut self, ip: u64) {
         if self.next_psb == 0 {
@@ -292,7 +384,7 @@ impl PtEncoder {
     /// Sends PSB+ where one is due; the next instruction is at `ip`.
     #[inline]
     pub fn psb_if_due(&mut self, ip: u64) {
-        if self.sent + self.out.len() as u64 >= self.next_psb {
+        if !self.overflowing && self.sent + self.out.len() as u64 >= self.next_psb {
             self.psb(Some(ip));
         }
     }

@@ -47,6 +47,8 @@ pub struct Block {
     pub insns: u32,
     /// Core cycles that it takes, in the model of time.
     pub cycles: u32,
+    /// Where each instruction begins, from `start`.
+    pub offsets: Box<[u16]>,
 }
 
 impl Block {
@@ -76,7 +78,8 @@ impl Block {
         // Two instructions a cycle, one cycle a branch, and a stall in some blocks, always the same.
         let stall = if start.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 61 == 0 { 9 } else { 0 };
         let cycles = count / 2 + 1 + stall;
-        Self { id, start, last, next: last + bytes.len() as u64, target, end, insns: count, cycles }
+        let offsets = insns.iter().map(|insn| (insn.0 - start) as u16).collect();
+        Self { id, start, last, next: last + bytes.len() as u64, target, end, insns: count, cycles, offsets }
     }
 }
 

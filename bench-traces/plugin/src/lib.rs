@@ -10,6 +10,7 @@
 //! Forked children are not traced; a program that replaces itself by exec ends the recording.
 
 mod block;
+mod disturb;
 mod maps;
 mod qemu;
 mod recorder;

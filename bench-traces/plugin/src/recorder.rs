@@ -6,6 +6,7 @@ use crate::thread::Thread;
 use crate::truth::Sums;
 use ptflow_bench_traces::options::{PtOptions, machine};
 use ptflow_decoder::units::Tsc;
+use ptflow_perf_import::record::Aux;
 use ptflow_perf_import::write::{PerfWriter, Who, WriterConfig};
 use ptflow_perf_import::{Cpu, Pid, Tid};
 use std::collections::HashSet;
@@ -201,8 +202,11 @@ impl Recorder {
             return;
         }
         slot.thread.execute(block, &|addr| self.is_handler(addr));
-        if slot.thread.pt.pending() >= CHUNK {
+        if slot.thread.pt.pending() >= CHUNK || slot.thread.truncated {
             self.write_chunk(slot);
+            if std::mem::take(&mut slot.thread.truncated) {
+                slot.thread.restart(block.start);
+            }
         }
     }
 
@@ -311,8 +315,9 @@ impl Recorder {
         let who = self.who(slot.tid, slot.thread.pt.cycles());
         let (tid, idx) = (slot.tid, slot.idx);
         let len = slot.thread.pt.pending() as u64;
+        let flags = if slot.thread.truncated { Aux::TRUNCATED } else { 0 };
         let result = slot.thread.pt.drain(|offset, bytes| {
-            writer.aux(who, offset, bytes.len() as u64, 0)?;
+            writer.aux(who, offset, bytes.len() as u64, flags)?;
             writer.auxtrace(idx, Some(tid), None, offset, reference, bytes)
         });
         slot.written += len;
@@ -399,6 +404,11 @@ impl Recorder {
         let mut edges = BufWriter::new(File::create(self.dir.join("truth.edges"))?);
         sums.write_edges(&mut edges)?;
         edges.flush()?;
+        if self.options.disturbs() {
+            let mut unknowable = BufWriter::new(File::create(self.dir.join("truth.unknowable"))?);
+            sums.write_unknowable(&mut unknowable)?;
+            unknowable.flush()?;
+        }
         write_totals(&self.dir.join("totals.json"), &sums, &output.done)
     }
 }

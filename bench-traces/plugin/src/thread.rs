@@ -1,6 +1,7 @@
 //! One guest thread: from executed blocks to packets on one side and to the truth on the other.
 
 use crate::block::{Block, End};
+use crate::disturb::Disturbance;
 use crate::truth::Truth;
 use ptflow_bench_traces::options::PtOptions;
 use ptflow_bench_traces::pt::PtEncoder;
@@ -29,6 +30,9 @@ pub struct Thread {
     interrupted: Vec<Interrupted>,
     /// A signal handler returned: the next block is where the flow was interrupted.
     resuming: Option<Interrupted>,
+    pub(crate) disturbance: Option<Box<Disturbance>>,
+    /// The trace was cut; what is pending is to be handed out as truncated, and then tracing restarts.
+    pub truncated: bool,
 }
 
 impl Thread {
@@ -40,6 +44,8 @@ impl Thread {
             previous: None,
             interrupted: Vec::new(),
             resuming: None,
+            disturbance: options.disturbs().then(|| Box::new(Disturbance::new(options, cycles))),
+            truncated: false,
         }
     }
 
@@ -59,6 +65,9 @@ impl Thread {
             }
             self.enter(block.start);
         }
+        if self.disturbance.is_some() {
+            self.disturb(block);
+        }
         self.pt.psb_if_due(block.start);
         let again = self.previous.is_some_and(|previous| {
             previous.end == End::Rep && previous.last == block.start && block.insns == 1
@@ -72,6 +81,16 @@ impl Thread {
     /// The last branch of `block` led to `to`; false where it cannot have.
     #[inline]
     fn leave(&mut self, block: &'static Block, to: u64) -> bool {
+        let packets = self.pt.packets;
+        let explained = self.follow(block, to);
+        if self.disturbance.is_some() && explained {
+            self.note_unsent(block, to, packets);
+        }
+        explained
+    }
+
+    #[inline]
+    fn follow(&mut self, block: &'static Block, to: u64) -> bool {
         match block.end {
             End::Jcc => {
                 let taken = if to == block.next {
@@ -125,6 +144,7 @@ impl Thread {
     /// The flow went where the block does not lead: a signal handler, or a mystery.
     #[cold]
     fn unexpected(&mut self, block: &'static Block, to: u64, handlers: &dyn Fn(u64) -> bool) {
+        self.settle(block.start);
         if handlers(to) {
             // The signal came before the block's last instruction: nothing shows that it executed.
             self.truth.instructions -= 1;
@@ -176,6 +196,7 @@ impl Thread {
             return;
         }
         if let Some(block) = self.previous.take() {
+            self.settle(block.start);
             if block.end == End::Syscall {
                 self.truth.direct(block, true);
             } else {
@@ -201,6 +222,9 @@ impl Thread {
             return;
         }
         let mut repeats = false;
+        if let Some(previous) = self.previous {
+            self.settle(previous.start);
+        }
         if let Some(previous) = self.previous.take() {
             repeats = previous.end == End::Rep && previous.last == next;
             if !self.leave(previous, next) {

@@ -5,6 +5,9 @@ use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
+/// One transfer: kind, from, to, taken.
+pub type Transfer = (&'static str, u64, Option<u64>, bool);
+
 /// What one thread did.
 #[derive(Debug, Default)]
 pub struct Truth {
@@ -14,8 +17,10 @@ pub struct Truth {
     indirect: FxHashMap<(u32, u64), u64>,
     /// Resumptions of tracing, by address.
     resumes: BTreeMap<u64, u64>,
-    /// Interruptions, by the address that did not execute any more.
-    asyncs: BTreeMap<u64, u64>,
+    /// Interruptions, by the address that did not execute any more, and by where they led if that is traced.
+    asyncs: BTreeMap<(u64, Option<u64>), u64>,
+    /// Transfers that no decoder can know, for their packets were lost.
+    pub unknowable: BTreeMap<Transfer, u64>,
     /// Instructions executed.
     pub instructions: u64,
     /// Pairs of blocks that no rule explains. Must be 0.
@@ -51,7 +56,12 @@ impl Truth {
 
     /// The flow was interrupted in front of `at`.
     pub fn interrupted(&mut self, at: u64) {
-        *self.asyncs.entry(at).or_insert(0) += 1;
+        self.interrupted_to(at, None);
+    }
+
+    /// The flow was interrupted in front of `at`, by code at `to`.
+    pub fn interrupted_to(&mut self, at: u64, to: Option<u64>) {
+        *self.asyncs.entry((at, to)).or_insert(0) += 1;
     }
 }
 
@@ -62,6 +72,7 @@ type Row = (Option<u64>, Option<u64>, &'static str);
 #[derive(Debug, Default)]
 pub struct Sums {
     rows: BTreeMap<Row, (u64, u64)>,
+    unknowable: BTreeMap<Transfer, u64>,
     instructions: u64,
     unexplained: u64,
 }
@@ -100,8 +111,11 @@ impl Sums {
         for (at, count) in &truth.resumes {
             row("resume", None, Some(*at), *count, 0);
         }
-        for (at, count) in &truth.asyncs {
-            row("async", Some(*at), None, *count, 0);
+        for ((at, to), count) in &truth.asyncs {
+            row("async", Some(*at), *to, *count, 0);
+        }
+        for (transfer, count) in &truth.unknowable {
+            *self.unknowable.entry(*transfer).or_insert(0) += count;
         }
         self.instructions += truth.instructions;
         self.unexplained += truth.unexplained;
@@ -109,12 +123,21 @@ impl Sums {
 
     /// Writes `truth.edges`: sorted by from, to, kind.
     pub fn write_edges(&self, out: &mut impl Write) -> io::Result<()> {
-        let hex = |addr: Option<u64>| addr.map_or_else(|| "-".to_owned(), |addr| format!("{addr:#x}"));
-        writeln!(out, "#ptflow-edges 1")?;
-        for ((from, to, kind), (taken, not_taken)) in &self.rows {
-            writeln!(out, "{kind}\t{}\t{}\t{taken}\t{not_taken}\t0", hex(*from), hex(*to))?;
+        write_rows(out, &self.rows)
+    }
+
+    /// Writes `truth.unknowable`: rows as in `truth.edges`, of what was executed but cannot be decoded.
+    pub fn write_unknowable(&self, out: &mut impl Write) -> io::Result<()> {
+        let mut rows: BTreeMap<Row, (u64, u64)> = BTreeMap::new();
+        for ((kind, from, to, taken), count) in &self.unknowable {
+            let counts = rows.entry((Some(*from), *to, kind)).or_insert((0, 0));
+            if *taken {
+                counts.0 += count;
+            } else {
+                counts.1 += count;
+            }
         }
-        Ok(())
+        write_rows(out, &rows)
     }
 
     /// Executed transfers of a kind: taken and not taken.
@@ -132,4 +155,13 @@ impl Sums {
     pub fn unexplained(&self) -> u64 {
         self.unexplained
     }
+}
+
+fn write_rows(out: &mut impl Write, rows: &BTreeMap<Row, (u64, u64)>) -> io::Result<()> {
+    let hex = |addr: Option<u64>| addr.map_or_else(|| "-".to_owned(), |addr| format!("{addr:#x}"));
+    writeln!(out, "#ptflow-edges 1")?;
+    for ((from, to, kind), (taken, not_taken)) in rows {
+        writeln!(out, "{kind}\t{}\t{}\t{taken}\t{not_taken}\t0", hex(*from), hex(*to))?;
+    }
+    Ok(())
 }
