@@ -325,9 +325,9 @@ impl PtEncoder {
 
     /// The AUX buffer is full: the bytes end in the middle of a packet. The caller hands them out, marked as truncated.
     pub fn truncate(&mut self) {
-        self.flush();
         self.outcomes = 0;
         self.count = 0;
+        self.deferred.clear();
         // A packet that is cut off: the first bytes of a TSC.
         self.out.extend_from_slice(&[0x19, 0x12, 0x34]);
         self.on = false;
@@ -384,7 +384,7 @@ impl PtEncoder {
     /// Sends PSB+ where one is due; the next instruction is at `ip`.
     #[inline]
     pub fn psb_if_due(&mut self, ip: u64) {
-        if !self.overflowing && self.sent + self.out.len() as u64 >= self.next_psb {
+        if self.on && !self.overflowing && self.sent + self.out.len() as u64 >= self.next_psb {
             self.psb(Some(ip));
         }
     }

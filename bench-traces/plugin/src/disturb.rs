@@ -42,7 +42,7 @@ impl Disturbance {
 
     /// True about once in so many times; never for 0.
     fn hits(&mut self, every: u32) -> bool {
-        every > 0 && self.next() % u64::from(every) == 0
+        every > 0 && self.next().is_multiple_of(u64::from(every))
     }
 }
 
@@ -77,7 +77,7 @@ impl Thread {
                 plan.overflow_left = OVERFLOW_BLOCKS;
             } else if plan.hits(plan.options.truncations) {
                 self.pt.truncate();
-                plan.unsent.clear();
+                self.forget(&mut plan);
                 self.truncated = true;
             }
         }

@@ -65,10 +65,10 @@ impl Thread {
             }
             self.enter(block.start);
         }
+        self.pt.psb_if_due(block.start);
         if self.disturbance.is_some() {
             self.disturb(block);
         }
-        self.pt.psb_if_due(block.start);
         let again = self.previous.is_some_and(|previous| {
             previous.end == End::Rep && previous.last == block.start && block.insns == 1
         });

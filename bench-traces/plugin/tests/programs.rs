@@ -52,3 +52,33 @@ fn a_static_program() {
         PtOptions { cyc: true, ..PtOptions::default() },
     ));
 }
+
+/// Interrupts at any instruction are no loss: all decoders see all.
+#[test]
+fn interrupts_at_any_instruction() {
+    let program = compile("nasty.c", &["-static"]);
+    let options = PtOptions { interrupts: 200, cyc: true, psb_period: 1, ..PtOptions::default() };
+    let recording = record(&[program.path().to_str().expect("UTF-8")], options);
+    recording.explained();
+    recording.native_lacks_only_the_unknowable();
+    recording.perf_equals_truth();
+    recording.libipt_equals_truth();
+}
+
+/// Kernel code that no image holds, packets lost inside the CPU, buffers that were full.
+#[test]
+fn losses_are_told_and_nothing_is_invented() {
+    let program = compile("nasty.c", &["-static"]);
+    let base = PtOptions { psb_period: 2, ..PtOptions::default() };
+    for options in [
+        PtOptions { kernel: 500, ..base },
+        PtOptions { overflows: 3_000, ..base },
+        PtOptions { truncations: 20_000, ..base },
+        PtOptions { kernel: 900, overflows: 7_000, truncations: 50_000, interrupts: 800, cyc: true, ..base },
+    ] {
+        eprintln!("{options:?}");
+        let recording = record(&[program.path().to_str().expect("UTF-8")], options);
+        recording.explained();
+        recording.native_lacks_only_the_unknowable();
+    }
+}

@@ -294,7 +294,10 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         self.choose_space();
         match (self.cursor.place, psb.ip) {
             (Place::At(_), Some(ip)) => match self.walk_to(ip) {
-                Ok(()) => self.cursor.stack.clear(),
+                Ok(()) => {
+                    self.cursor.stack.clear();
+                    self.cursor.unknown_below = false;
+                }
                 Err(Stuck::Loss(reason)) => {
                     self.lose(reason, Place::Lost);
                     self.resync(ip);
@@ -542,10 +545,13 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 }
                 let (from, at) = (self.code.site(from), self.code.site(to));
                 if self.cursor.place == Place::NoImage {
-                    self.resync(to);
+                    self.resume_from_unknown(to);
                 } else {
                     self.sink.event(Event::Async { from, to: at }, self.mark);
                     self.arrive(to);
+                    if self.cursor.place == Place::NoImage {
+                        self.cursor.interrupted = fup;
+                    }
                 }
                 Used::Yes
             }
@@ -557,7 +563,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             (Place::NoImage, None) => {
                 self.take_mode();
                 if self.code.has_code(to) {
-                    self.resync(to);
+                    self.resume_from_unknown(to);
                     Used::Yes
                 } else {
                     Used::No

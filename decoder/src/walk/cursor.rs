@@ -116,6 +116,10 @@ pub(crate) struct Cursor {
     pub last_ip_known: bool,
     pub tnt: TntQueue,
     pub stack: ReturnStack,
+    /// Where an event interrupted known code, while code without an image runs.
+    pub interrupted: Option<Ip>,
+    /// Below the stack's last address lie some of code without an image: a return to them leads there.
+    pub unknown_below: bool,
 }
 
 impl Cursor {
@@ -127,6 +131,8 @@ impl Cursor {
             last_ip_known: true,
             tnt: TntQueue::default(),
             stack: ReturnStack::new(),
+            interrupted: None,
+            unknown_below: false,
         }
     }
 }

@@ -165,6 +165,11 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
     /// Walks the unit.
     pub fn run(mut self) -> UnitResult {
         self.clock.set_reference(self.reader.reference());
+        if !matches!(self.reader.peek(), Some(Ok((Packet::Psb, _)))) {
+            // Behind a truncation: nothing from before it holds.
+            self.cursor.last_ip_known = false;
+            self.packet_at = self.reader.offset();
+        }
         while self.reader.at() < self.end {
             if self.can_run_fast() {
                 self.fast();
@@ -255,9 +260,40 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
 
     /// Flow begins anew at an address: after a loss, or at the unit's start.
     fn resync(&mut self, ip: Ip) {
+        self.cursor.stack.clear();
+        self.cursor.unknown_below = false;
+        self.resume(ip);
+    }
+
+    /// Code without an image led to known code at an address. What it called and returned from is not known, but three
+    /// cases are: it goes back to where an event interrupted the flow, and the stack is as it was; it returns to the
+    /// youngest caller, and the stack is as before that call; it calls, and what lies below is its own.
+    fn resume_from_unknown(&mut self, ip: Ip) {
+        let interrupted = self.cursor.interrupted.take();
+        if interrupted != Some(ip) {
+            if self.top_of_stack() == Some(ip) {
+                self.cursor.stack.pop();
+            } else {
+                self.cursor.stack.clear();
+                self.cursor.unknown_below = true;
+            }
+        }
+        self.resume(ip);
+    }
+
+    /// The address that the next compressed RET would return to.
+    fn top_of_stack(&self) -> Option<Ip> {
+        match self.cursor.stack.top()? {
+            cursor::ReturnAddress::Ip(ip) => Some(ip),
+            cursor::ReturnAddress::Node(node) => self.graph.ip_of(&self.code, node),
+        }
+    }
+
+    /// Flow goes on at an address.
+    fn resume(&mut self, ip: Ip) {
         self.close_loss();
         self.cursor.tnt.clear();
-        self.cursor.stack.clear();
+        self.cursor.interrupted = None;
         self.arrive(ip);
         if let Place::At(ip) = self.cursor.place {
             self.sink.event(Event::Sync { at: self.code.site(ip) }, self.mark);

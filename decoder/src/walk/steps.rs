@@ -23,6 +23,7 @@ pub(super) enum Stuck {
 }
 
 const DESYNC: Stuck = Stuck::Loss(LossReason::Desync);
+const NO_IMAGE: Stuck = Stuck::Loss(LossReason::NoImage);
 
 /// Bounds a walk without trace.
 #[derive(Default)]
@@ -35,7 +36,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
     /// The instruction at the cursor.
     fn here(&self) -> Result<Insn, Stuck> {
         let Place::At(ip) = self.cursor.place else { return Err(DESYNC) };
-        self.code.insn(ip, self.cursor.mode).ok_or(Stuck::Loss(LossReason::NoImage))
+        self.code.insn(ip, self.cursor.mode).ok_or(NO_IMAGE)
     }
 
     /// Counts the instruction as executed.
@@ -111,7 +112,10 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 if self.cursor.tnt.take() != Some(true) {
                     return Err(DESYNC);
                 }
-                let to = self.pop().ok_or(DESYNC)?;
+                let Some(to) = self.pop() else {
+                    // A call from code without an image is returned from.
+                    return Err(if self.cursor.unknown_below { NO_IMAGE } else { DESYNC });
+                };
                 *leash = Leash::default();
                 self.execute(leash)?;
                 self.transfer(EdgeKind::Ret, &insn, Some(to), true);
@@ -130,7 +134,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         }
         match self.cursor.place {
             Place::At(_) => Ok(()),
-            _ => Err(Stuck::Loss(LossReason::NoImage)),
+            _ => Err(NO_IMAGE),
         }
     }
 
