@@ -22,7 +22,7 @@ enum {
     FIRST_TABLE = 4096,
     CANDIDATES = 6, // items considered as similar to one
     SIMILAR = 2,    // of them are shown
-    QUEUE = 16,
+    QUEUE = 64,
     TEXT = 96,
     PAGE = 4096,
 };
