@@ -5,58 +5,29 @@
 //! KIND  FROM  TO  TAKEN  NOT_TAKEN  MISPREDICTED
 //! ```
 //!
-//! Sorted by from, then to, then kind; an address is ordered by image name and number, `-` first, plain numbers next.
-//! Rows of the same branch and target are summed.
+//! Lines are sorted by FROM, then TO, then KIND. First comes `-`, then the plain numbers by value, then the addresses in
+//! images by the image's name (byte by byte) and by value; kinds are sorted by name. Rows of the same KIND, FROM and TO are
+//! summed: each such key stands once.
 
-use crate::address::{AddressNames, push_address, push_number};
+use crate::address::{AddressNames, parse_address, push_hex, push_number};
 use ptflow_decoder::profile::{EdgeKind, EdgeRow};
+use std::collections::HashMap;
 use std::io::{self, BufRead, Write};
 
 /// The first line.
 pub const HEADER: &str = "#ptflow-edges 1";
 
-/// An address as it is sorted and written.
-type Named<'n> = Option<(Option<&'n str>, u64)>;
-
-/// Writes rows in any order as a sorted table.
+/// Writes rows in any order as a table.
+///
+/// # Errors
+/// Those of `out`.
 pub fn write(out: &mut impl Write, rows: &[EdgeRow], names: &dyn AddressNames) -> io::Result<()> {
-    let named = |addr: Option<_>| -> Named<'_> { addr.map(|addr| names.name(addr)) };
-    let mut sorted: Vec<(Named<'_>, Named<'_>, &EdgeRow)> =
-        rows.iter().map(|row| (named(row.from), named(row.to), row)).collect();
-    sorted.sort_unstable_by(|a, b| (a.0, a.1, a.2.kind.name()).cmp(&(b.0, b.1, b.2.kind.name())));
-    let mut text = format!("{HEADER}\n").into_bytes();
-    let mut at = 0;
-    while let Some((from, to, first)) = sorted.get(at) {
-        let same = |row: &&(Named<'_>, Named<'_>, &EdgeRow)| {
-            row.0 == *from && row.1 == *to && row.2.kind == first.kind
-        };
-        let group = sorted[at..].iter().take_while(same);
-        let (mut taken, mut not_taken, mut mispredicted) = (0u64, 0u64, 0u64);
-        for (_, _, row) in group {
-            taken = taken.saturating_add(row.taken);
-            not_taken = not_taken.saturating_add(row.not_taken);
-            mispredicted = mispredicted.saturating_add(row.mispredicted);
-            at += 1;
-        }
-        text.extend_from_slice(first.kind.name().as_bytes());
-        for addr in [from, to] {
-            text.push(b'\t');
-            match addr {
-                Some(addr) => push_address(&mut text, *addr),
-                None => text.push(b'-'),
-            }
-        }
-        for number in [taken, not_taken, mispredicted] {
-            text.push(b'\t');
-            push_number(&mut text, number);
-        }
-        text.push(b'\n');
-        if text.len() >= 1 << 16 {
-            out.write_all(&text)?;
-            text.clear();
-        }
+    let mut table = Table::with_capacity(rows.len());
+    for row in rows {
+        let named = |addr: Option<_>| addr.map(|addr| names.name(addr));
+        table.add(row.kind, named(row.from), named(row.to), [row.taken, row.not_taken, row.mispredicted]);
     }
-    out.write_all(&text)
+    table.write(out)
 }
 
 /// A row as a file has it: addresses are text, as whoever wrote it named them.
@@ -64,9 +35,9 @@ pub fn write(out: &mut impl Write, rows: &[EdgeRow], names: &dyn AddressNames) -
 pub struct TextRow {
     /// Kind.
     pub kind: EdgeKind,
-    /// From; `None` for `-`.
+    /// From, as `0x…` or `IMAGE:0x…`; `None` for `-`.
     pub from: Option<String>,
-    /// To; `None` for `-`.
+    /// To, likewise.
     pub to: Option<String>,
     /// Times taken.
     pub taken: u64,
@@ -76,93 +47,167 @@ pub struct TextRow {
     pub mispredicted: u64,
 }
 
-/// Reads the format back. Errors name the line.
-pub fn read(input: impl BufRead) -> io::Result<Vec<TextRow>> {
-    let bad = |line: usize, what: &str| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("line {}: {what}", line + 1))
-    };
+/// Writes rows that were read, of one file or several, as one table.
+///
+/// # Errors
+/// Those of `out`, and [`io::ErrorKind::InvalidInput`] for an address that [`read`] would not give.
+pub fn write_text(out: &mut impl Write, rows: &[TextRow]) -> io::Result<()> {
+    fn named(text: &Option<String>) -> io::Result<Named<'_>> {
+        let Some(text) = text else { return Ok(None) };
+        let error = || io::Error::new(io::ErrorKind::InvalidInput, format!("not an address: {text}"));
+        parse_address(text).map(Some).ok_or_else(error)
+    }
+    let mut table = Table::with_capacity(rows.len());
+    for row in rows {
+        let counts = [row.taken, row.not_taken, row.mispredicted];
+        table.add(row.kind, named(&row.from)?, named(&row.to)?, counts);
+    }
+    table.write(out)
+}
+
+/// Reads a table. Rows need not be sorted, and are given as they stand.
+///
+/// # Errors
+/// Those of `input`, and [`io::ErrorKind::InvalidData`] with the number of the line that is not of the format.
+pub fn read(mut input: impl BufRead) -> io::Result<Vec<TextRow>> {
+    let bad =
+        |line: usize, what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("line {line}: {what}"));
     let mut rows = Vec::new();
-    for (index, line) in input.lines().enumerate() {
-        let line = line?;
-        if index == 0 {
+    let mut bytes = Vec::new();
+    for number in 1.. {
+        bytes.clear();
+        let end = input.read_until(b'\n', &mut bytes)? == 0;
+        let Ok(line) = std::str::from_utf8(&bytes) else { return Err(bad(number, "not UTF-8")) };
+        let line = line.trim_end_matches(['\n', '\r']);
+        if number == 1 {
             if line != HEADER {
-                return Err(bad(index, "not an edge table: the first line must be #ptflow-edges 1"));
+                return Err(bad(1, "not an edge table: it must begin with #ptflow-edges 1"));
             }
-            continue;
+        } else if end {
+            break;
+        } else {
+            let what = "not KIND, FROM, TO and three counts";
+            rows.push(parse_row(line).ok_or_else(|| bad(number, what))?);
         }
-        let fields: Vec<&str> = line.split('\t').collect();
-        let [kind, from, to, counts @ ..] = fields.as_slice() else {
-            return Err(bad(index, "fewer than three fields"));
-        };
-        let kind = EdgeKind::ALL.into_iter().find(|known| known.name() == *kind);
-        let count = |at: usize| counts.get(at).and_then(|count| count.parse::<u64>().ok());
-        let (Some(kind), Some(taken), Some(not_taken), Some(mispredicted), 3) =
-            (kind, count(0), count(1), count(2), counts.len())
-        else {
-            return Err(bad(index, "not KIND, FROM, TO and three numbers"));
-        };
-        let addr = |text: &&str| (**text != *"-").then(|| (*text).to_owned());
-        rows.push(TextRow { kind, from: addr(from), to: addr(to), taken, not_taken, mispredicted });
     }
     Ok(rows)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use ptflow_decoder::profile::CodeAddr;
-    use ptflow_decoder::units::ImageId;
+fn parse_row(line: &str) -> Option<TextRow> {
+    let mut fields = line.split('\t');
+    let kind = fields.next()?;
+    let kind = EdgeKind::ALL.into_iter().find(|known| known.name() == kind)?;
+    let mut addr = || match fields.next()? {
+        "-" => Some(None),
+        text => parse_address(text).map(|_| Some(text.to_owned())),
+    };
+    let (from, to) = (addr()?, addr()?);
+    // `parse` would take a plus sign, too.
+    let mut count = || fields.next().filter(|text| !text.starts_with('+'))?.parse().ok();
+    let row = TextRow { kind, from, to, taken: count()?, not_taken: count()?, mispredicted: count()? };
+    fields.next().is_none().then_some(row)
+}
 
-    struct Names;
-    impl AddressNames for Names {
-        fn name(&self, addr: CodeAddr) -> (Option<&str>, u64) {
-            (addr.image.map(|image| ["zlib", "libc"][image.0 as usize]), addr.addr)
+/// An address to be written: `-`, or a number, perhaps in an image of that name.
+type Named<'n> = Option<(Option<&'n str>, u64)>;
+
+/// Rows that are to be sorted and summed. Images are numbered, and the numbers compared: names are long and few.
+struct Table<'n> {
+    images: HashMap<&'n str, u32>,
+    rows: Vec<Row>,
+}
+
+/// An address in a table: where it stands in the order of images, and its number.
+type Place = (u32, u64);
+
+const DASH: u32 = 0;
+const PLAIN: u32 = 1;
+/// The first image.
+const IMAGES: u32 = 2;
+
+#[derive(Clone, Copy)]
+struct Row {
+    from: Place,
+    to: Place,
+    kind: EdgeKind,
+    /// Taken, not taken, mispredicted.
+    counts: [u64; 3],
+}
+
+impl<'n> Table<'n> {
+    fn with_capacity(rows: usize) -> Self {
+        Self { images: HashMap::new(), rows: Vec::with_capacity(rows) }
+    }
+
+    fn place(&mut self, addr: Named<'n>) -> Place {
+        match addr {
+            None => (DASH, 0),
+            Some((None, number)) => (PLAIN, number),
+            Some((Some(image), number)) => {
+                let next = IMAGES + self.images.len() as u32;
+                (*self.images.entry(image).or_insert(next), number)
+            }
         }
     }
 
-    fn row(
-        kind: EdgeKind,
-        from: Option<CodeAddr>,
-        to: Option<CodeAddr>,
-        taken: u64,
-        not_taken: u64,
-    ) -> EdgeRow {
-        EdgeRow { kind, from, to, taken, not_taken, mispredicted: 0 }
+    fn add(&mut self, kind: EdgeKind, from: Named<'n>, to: Named<'n>, counts: [u64; 3]) {
+        let (from, to) = (self.place(from), self.place(to));
+        self.rows.push(Row { from, to, kind, counts });
     }
 
-    #[test]
-    fn sorted_summed_and_read_back() {
-        let at = |image, addr| Some(CodeAddr { image: Some(ImageId(image)), addr });
-        let bare = |addr| Some(CodeAddr { image: None, addr });
-        let rows = [
-            row(EdgeKind::Jcc, at(0, 0x100), at(0, 0x20), 3, 4),
-            row(EdgeKind::Call, at(1, 0x9000), at(0, 0x100), 1, 0),
-            row(EdgeKind::Jcc, at(0, 0x100), at(0, 0x20), 1, 1),
-            row(EdgeKind::Resume, None, at(0, 0x50), 7, 0),
-            row(EdgeKind::Syscall, bare(0xffff), None, 2, 0),
-        ];
-        let mut out = Vec::new();
-        write(&mut out, &rows, &Names).expect("a Vec takes all");
-        let text = String::from_utf8(out).expect("text");
-        assert_eq!(
-            text,
-            "#ptflow-edges 1\n\
-             resume\t-\tzlib:0x50\t7\t0\t0\n\
-             syscall\t0xffff\t-\t2\t0\t0\n\
-             call\tlibc:0x9000\tzlib:0x100\t1\t0\t0\n\
-             jcc\tzlib:0x100\tzlib:0x20\t4\t5\t0\n"
-        );
-        let back = read(text.as_bytes()).expect("our own format");
-        assert_eq!(back.len(), 4);
-        assert_eq!((back[3].taken, back[3].not_taken), (4, 5));
-        assert_eq!(back[0].from, None);
+    /// Renumbers the images in the order of their names, which are returned.
+    fn sort_images(&mut self) -> Vec<&'n str> {
+        let mut images: Vec<(&str, u32)> = self.images.drain().collect();
+        images.sort_unstable();
+        let mut order = vec![DASH, PLAIN];
+        order.resize(images.len() + 2, 0);
+        for (new, (_, old)) in (IMAGES..).zip(&images) {
+            order[*old as usize] = new;
+        }
+        for row in &mut self.rows {
+            row.from.0 = order[row.from.0 as usize];
+            row.to.0 = order[row.to.0 as usize];
+        }
+        images.into_iter().map(|(image, _)| image).collect()
     }
 
-    #[test]
-    fn errors_name_the_line() {
-        let error = read("#ptflow-edges 1\njcc\t0x1\n".as_bytes()).expect_err("too short");
-        assert!(error.to_string().starts_with("line 2:"), "{error}");
-        assert!(read("jcc".as_bytes()).is_err());
-        assert!(read("#ptflow-edges 1\nfoo\t-\t-\t1\t0\t0\n".as_bytes()).is_err());
+    fn write(mut self, out: &mut impl Write) -> io::Result<()> {
+        let images = self.sort_images();
+        self.rows.sort_unstable_by_key(|row| (row.from, row.to, row.kind.name()));
+        self.rows.dedup_by(|row, kept| {
+            let same = (row.from, row.to, row.kind) == (kept.from, kept.to, kept.kind);
+            if same {
+                for (sum, count) in kept.counts.iter_mut().zip(row.counts) {
+                    *sum = sum.saturating_add(count);
+                }
+            }
+            same
+        });
+        let mut text = format!("{HEADER}\n").into_bytes();
+        for row in &self.rows {
+            text.extend_from_slice(row.kind.name().as_bytes());
+            for (image, number) in [row.from, row.to] {
+                text.push(b'\t');
+                if image == DASH {
+                    text.push(b'-');
+                    continue;
+                }
+                if image >= IMAGES {
+                    text.extend_from_slice(images[(image - IMAGES) as usize].as_bytes());
+                    text.push(b':');
+                }
+                push_hex(&mut text, number);
+            }
+            for count in row.counts {
+                text.push(b'\t');
+                push_number(&mut text, count);
+            }
+            text.push(b'\n');
+            if text.len() >= 1 << 16 {
+                out.write_all(&text)?;
+                text.clear();
+            }
+        }
+        out.write_all(&text)
     }
 }
