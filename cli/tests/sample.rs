@@ -110,37 +110,33 @@ fn true_calls(functions: &BTreeMap<u64, (u64, Vec<String>)>) -> BTreeMap<u64, u6
     calls
 }
 
-/// Slices by name, and every slice lies in its parent.
+/// Slices by name. A thread's times never fall, and every begin has its end.
 fn slices(path: &Path) -> BTreeMap<String, u64> {
     let trace: serde_json::Value =
         serde_json::from_slice(&std::fs::read(path).expect("a trace")).expect("valid JSON");
     let mut counts = BTreeMap::new();
-    let mut open: BTreeMap<u64, Vec<(u64, u64)>> = BTreeMap::new();
-    let mut events: Vec<(u64, u64, std::cmp::Reverse<u64>, String)> = Vec::new();
-    let ns = |value: &serde_json::Value| (value.as_f64().expect("a time") * 1000.0).round() as u64;
+    // Open slices and the last time, by thread.
+    let mut threads: BTreeMap<u64, (usize, u64)> = BTreeMap::new();
     for event in trace["traceEvents"].as_array().expect("events") {
-        if event["ph"] == "X" {
-            let (from, dur) = (ns(&event["ts"]), ns(&event["dur"]));
-            let name = event["name"].as_str().expect("a name").to_owned();
-            let tid = event["tid"].as_u64().expect("a thread");
+        if event["ph"] == "M" {
+            continue;
+        }
+        let now = (event["ts"].as_f64().expect("a time") * 1000.0).round() as u64;
+        let (open, last) = threads.entry(event["tid"].as_u64().expect("a thread")).or_default();
+        assert!(now >= *last, "{event} after {last}");
+        *last = now;
+        if event["ph"] == "B" {
+            *open += 1;
             // A thread begins in the middle of clone(): a frame, but no call.
             if event["cat"] != "inferred" {
-                *counts.entry(name.clone()).or_insert(0) += 1;
+                *counts.entry(event["name"].as_str().expect("a name").to_owned()).or_insert(0) += 1;
             }
-            events.push((tid, from, std::cmp::Reverse(from + dur), name));
+        } else {
+            assert_eq!(event["ph"], "E");
+            *open = open.checked_sub(1).expect("an end has a begin");
         }
     }
-    events.sort();
-    for (tid, from, std::cmp::Reverse(to), name) in events {
-        let stack = open.entry(tid).or_default();
-        while stack.last().is_some_and(|(_, end)| *end <= from && *end < to) {
-            stack.pop();
-        }
-        if let Some((_, end)) = stack.last() {
-            assert!(to <= *end || *end <= from, "{name} at {from} ends at {to}, its parent at {end}");
-        }
-        stack.push((from, to));
-    }
+    assert!(threads.values().all(|(open, _)| *open == 0), "every begin has an end");
     counts
 }
 

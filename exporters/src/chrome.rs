@@ -1,7 +1,11 @@
-//! Chrome's trace JSON: complete events ("X"), microseconds with three decimals.
+//! Chrome's trace JSON: microseconds with three decimals.
+//!
+//! A slice is a begin ("B") and an end ("E"), and each thread's events stand in the order in which they happened: that is
+//! how a viewer nests slices of equal times. Complete events ("X") would be shorter, but a viewer sorts them by time and
+//! duration, and slices of no length would come to lie in their siblings.
 //!
 //! Viewers read times as doubles of microseconds: counted from the machine's start or the epoch they lose nanoseconds. So
-//! times are counted from the first event, and that event's own time stands in `otherData`.
+//! times are counted from an origin, which stands in `otherData`.
 
 use crate::address::push_number;
 use crate::timeline::{Category, Name, Timeline, Track};
@@ -9,10 +13,14 @@ use std::io::{self, Write};
 
 const BUFFER: usize = 1 << 18;
 
+/// The origin lies so many nanoseconds, an hour, before the first event that is written: other threads' events may be
+/// earlier, and Perfetto drops events of negative time. A double still tells nanoseconds apart.
+const EARLIER: u64 = 3_600_000_000_000;
+
+#[derive(Clone, Copy)]
 struct Thread {
     pid: u32,
     tid: u32,
-    open: Vec<(u64, Name)>,
 }
 
 /// Writes a `.json`.
@@ -23,7 +31,7 @@ pub struct ChromeWriter<W: Write> {
     /// Names with their categories, escaped.
     names: Vec<Vec<u8>>,
     metadata: Vec<(String, String)>,
-    start: Option<u64>,
+    origin: Option<u64>,
     first: bool,
 }
 
@@ -36,7 +44,7 @@ impl<W: Write> ChromeWriter<W> {
             threads: Vec::new(),
             names: Vec::new(),
             metadata: Vec::new(),
-            start: None,
+            origin: None,
             first: true,
         }
     }
@@ -58,6 +66,26 @@ impl<W: Write> ChromeWriter<W> {
         self.flush_if_full()
     }
 
+    /// An event but for its closing brace.
+    fn event(&mut self, phase: u8, track: Track, ns: u64, name: Option<Name>) {
+        self.separate();
+        let Thread { pid, tid } = self.threads[track.0 as usize];
+        let origin = *self.origin.get_or_insert(ns.saturating_sub(EARLIER));
+        let out = &mut self.buffer;
+        out.extend_from_slice(b"{\"ph\":\"");
+        out.extend_from_slice(&[phase, b'"', b',']);
+        if let Some(name) = name {
+            out.extend_from_slice(&self.names[name.0 as usize]);
+            out.push(b',');
+        }
+        out.extend_from_slice(b"\"pid\":");
+        push_number(out, u64::from(pid));
+        out.extend_from_slice(b",\"tid\":");
+        push_number(out, u64::from(tid));
+        out.extend_from_slice(b",\"ts\":");
+        push_micros(out, ns.saturating_sub(origin));
+    }
+
     fn flush_if_full(&mut self) -> io::Result<()> {
         if self.buffer.len() >= BUFFER {
             self.out.write_all(&self.buffer)?;
@@ -73,15 +101,15 @@ impl<W: Write> Timeline for ChromeWriter<W> {
     }
 
     fn thread(&mut self, pid: u32, tid: u32, name: &str) -> io::Result<Track> {
-        self.threads.push(Thread { pid, tid, open: Vec::new() });
+        self.threads.push(Thread { pid, tid });
         self.name_event("thread_name", pid, tid, name)?;
         Ok(Track(self.threads.len() as u32 - 1))
     }
 
     fn notes(&mut self, of: Track, name: &str) -> io::Result<Track> {
         // The format knows no tracks below a thread: a thread of its own, with a number that no real one has.
-        let (pid, tid) = (self.threads[of.0 as usize].pid, self.threads[of.0 as usize].tid | 0x4000_0000);
-        self.thread(pid, tid, name)
+        let Thread { pid, tid } = self.threads[of.0 as usize];
+        self.thread(pid, tid | 0x4000_0000, name)
     }
 
     fn name(&mut self, text: &str, category: Category) -> Name {
@@ -93,37 +121,19 @@ impl<W: Write> Timeline for ChromeWriter<W> {
     }
 
     fn begin(&mut self, track: Track, ns: u64, name: Name) -> io::Result<()> {
-        self.start.get_or_insert(ns);
-        self.threads[track.0 as usize].open.push((ns, name));
-        Ok(())
+        self.event(b'B', track, ns, Some(name));
+        self.buffer.push(b'}');
+        self.flush_if_full()
     }
 
     fn end(&mut self, track: Track, ns: u64, folded: u64) -> io::Result<()> {
-        let thread = &mut self.threads[track.0 as usize];
-        let Some((begin, name)) = thread.open.pop() else { return Ok(()) };
-        let (pid, tid) = (thread.pid, thread.tid);
-        let start = self.start.unwrap_or(begin);
-        self.separate();
-        let out = &mut self.buffer;
-        out.extend_from_slice(b"{\"ph\":\"X\",");
-        out.extend_from_slice(&self.names[name.0 as usize]);
-        out.extend_from_slice(b",\"pid\":");
-        push_number(out, u64::from(pid));
-        out.extend_from_slice(b",\"tid\":");
-        push_number(out, u64::from(tid));
-        out.extend_from_slice(b",\"ts\":");
-        if begin < start {
-            out.push(b'-');
-        }
-        push_micros(out, begin.abs_diff(start));
-        out.extend_from_slice(b",\"dur\":");
-        push_micros(out, ns.saturating_sub(begin));
+        self.event(b'E', track, ns, None);
         if folded > 0 {
-            out.extend_from_slice(b",\"args\":{\"folded calls\":");
-            push_number(out, folded);
-            out.push(b'}');
+            self.buffer.extend_from_slice(b",\"args\":{\"folded calls\":");
+            push_number(&mut self.buffer, folded);
+            self.buffer.push(b'}');
         }
-        out.push(b'}');
+        self.buffer.push(b'}');
         self.flush_if_full()
     }
 
@@ -133,8 +143,8 @@ impl<W: Write> Timeline for ChromeWriter<W> {
     }
 
     fn finish(mut self: Box<Self>) -> io::Result<()> {
-        self.buffer.extend_from_slice(b"\n],\"otherData\":{\"start_ns\":\"");
-        push_number(&mut self.buffer, self.start.unwrap_or(0));
+        self.buffer.extend_from_slice(b"\n],\"otherData\":{\"origin_ns\":\"");
+        push_number(&mut self.buffer, self.origin.unwrap_or(0));
         self.buffer.push(b'"');
         for (key, value) in std::mem::take(&mut self.metadata) {
             self.buffer.push(b',');
