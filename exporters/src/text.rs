@@ -37,10 +37,13 @@ impl<W: Write> TextWriter<W> {
 
     fn line(&mut self, ns: u64, tid: u32, depth: usize, rest: std::fmt::Arguments<'_>) -> io::Result<()> {
         let start = *self.start.get_or_insert(ns);
-        let since = ns.saturating_sub(start);
+        // Another thread's first line may be of a later time.
+        let sign = if ns < start { "-" } else { "" };
+        let since = ns.abs_diff(start);
+        let time = format!("{sign}{}.{:03}", since / 1000, since % 1000);
         // Deeper lines are indented no further: they would not be read.
         let indent = 2 * depth.min(60);
-        writeln!(self.out, "{:>10}.{:03} us {tid:>7}  {:indent$}{rest}", since / 1000, since % 1000, "")
+        writeln!(self.out, "{time:>14} us {tid:>7}  {:indent$}{rest}", "")
     }
 
     /// Writes the youngest open slice's head, which is no leaf after all.
