@@ -61,6 +61,8 @@ pub struct PerfettoWriter<W: Write> {
     sequences: Vec<Sequence>,
     names: Vec<(String, Category)>,
     processes: Vec<(u32, u64)>,
+    /// Labels for the first process.
+    metadata: Vec<String>,
     scratch: Vec<u8>,
 }
 
@@ -73,6 +75,7 @@ impl<W: Write> PerfettoWriter<W> {
             sequences: Vec::new(),
             names: Vec::new(),
             processes: Vec::new(),
+            metadata: Vec::new(),
             scratch: Vec::new(),
         }
     }
@@ -266,17 +269,26 @@ impl<W: Write> Timeline for PerfettoWriter<W> {
     }
 
     fn metadata(&mut self, key: &str, value: &str) -> io::Result<()> {
-        // A process label is where people see it; Perfetto has no free-form metadata.
-        let Some((pid, uuid)) = self.processes.first().copied() else { return Ok(()) };
-        self.descriptor(uuid, |descriptor| {
-            let mut process = Vec::new();
-            varint_field(&mut process, 1, u64::from(pid));
-            bytes(&mut process, 8, format!("{key}: {value}").as_bytes());
-            bytes(descriptor, 3, &process);
-        })
+        self.metadata.push(format!("{key}: {value}"));
+        Ok(())
     }
 
     fn finish(mut self: Box<Self>) -> io::Result<()> {
+        // Perfetto has no free-form metadata; a process's labels are where people see it. A later descriptor's labels
+        // would replace an earlier one's, so all stand in one.
+        let labels = std::mem::take(&mut self.metadata);
+        if let Some((pid, uuid)) = self.processes.first().copied()
+            && !labels.is_empty()
+        {
+            self.descriptor(uuid, |descriptor| {
+                let mut process = Vec::new();
+                varint_field(&mut process, 1, u64::from(pid));
+                for label in labels {
+                    bytes(&mut process, 8, label.as_bytes());
+                }
+                bytes(descriptor, 3, &process);
+            })?;
+        }
         self.out.write_all(&self.buffer)?;
         self.out.flush()
     }
