@@ -46,7 +46,7 @@ try {
   await page.evaluate(() => window.waitForPerfettoIdle(1000));
   await page.screenshot({ path: image });
   const text = await page.evaluate(() => document.body.innerText);
-  const wrong = text.match(/.*(Oops|import errors|could not be opened).*/i)?.[0];
+  const wrong = text.match(/.*(Oops|import\s+error|could not be opened).*/i)?.[0];
   console.log(JSON.stringify({ title: await page.title(), wrong }));
   if (wrong) code = 2;
 } finally {
