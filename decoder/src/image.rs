@@ -204,6 +204,11 @@ impl AddressSpace {
         if new.start >= new.end {
             return;
         }
+        // Mappings that come in order of address overlap nothing: a million of them are no reason to wait.
+        if self.mappings.last().is_none_or(|last| last.end <= new.start) {
+            self.mappings.push(new);
+            return;
+        }
         let mut kept = Vec::with_capacity(self.mappings.len() + 2);
         for old in self.mappings.drain(..) {
             if old.end <= new.start || old.start >= new.end {

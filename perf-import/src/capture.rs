@@ -1,30 +1,25 @@
 //! A capture: all that a perf.data says, but the code.
 
-use crate::bytes::{Fields, until_nul};
+use crate::attr::sample_type;
+use crate::features::{self, BuildId, bit};
 use crate::file::PerfFile;
 use crate::process::Processes;
-use crate::record::{kind, misc};
-use crate::streams::{PtStream, StreamBuilder};
-use crate::trailer::Trailers;
-use crate::{Pid, PtInfo, Tid};
+use crate::record::{Aux, Lost, LostSamples, PtInfo, Record, Sample, TimeConv, kind};
+use crate::settings;
+use crate::sideband::{Sideband, SwitchEvent};
+use crate::streams::{AuxSums, PtStream, StreamBuilder};
+use crate::{Pid, Tid};
 use ptflow_decoder::config::PtConfig;
+use ptflow_decoder::units::Ns;
 use std::collections::{BTreeMap, HashMap};
-
-/// Feature sections (`HEADER_*` in the kernel's `tools/perf/util/header.h`).
-mod feature {
-    pub const BUILD_ID: u8 = 2;
-    pub const HOSTNAME: u8 = 3;
-    pub const OSRELEASE: u8 = 4;
-    pub const CPUDESC: u8 = 8;
-    pub const CPUID: u8 = 9;
-    pub const CMDLINE: u8 = 11;
-}
 
 /// Why a perf.data is of no use here.
 #[derive(thiserror::Error, Debug)]
 pub enum CaptureError {
     /// Neither kind of branch trace.
-    #[error("no Intel PT in {0}: record with perf record -e intel_pt//u")]
+    #[error(
+        "no Intel PT and no branch stacks in {0}: record with perf record -e intel_pt//u, or with perf record -b"
+    )]
     NoTrace(String),
     /// Intel PT was on, but no byte of it is in the file.
     #[error(
@@ -48,22 +43,42 @@ pub struct Machine {
     pub cmdline: Option<String>,
 }
 
+/// The branch stacks of a capture, counted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct BranchStackSums {
+    /// Samples with a branch stack, empty ones among them.
+    pub samples: u64,
+    /// Entries in all.
+    pub entries: u64,
+    /// Entries of the longest.
+    pub depth: u64,
+}
+
 /// All that a perf.data says, but the code.
 #[derive(Debug)]
 pub struct Capture<'m> {
+    file: &'m PerfFile,
     /// How Intel PT was set up.
     pub config: PtConfig,
-    /// AUXTRACE_INFO.
+    /// AUXTRACE_INFO; all zeros where there is no Intel PT.
     pub info: PtInfo,
     /// The trace.
     pub streams: Vec<PtStream<'m>>,
+    /// What the AUX records say, summed.
+    pub aux: AuxSums,
+    /// The branch stacks, counted; [`Capture::samples`] gives them.
+    pub branch_stacks: BranchStackSums,
     /// Processes and threads.
     pub processes: Processes,
+    /// Who came to a CPU and left it, in order of time.
+    pub switches: Vec<SwitchEvent>,
     /// The machine.
     pub machine: Machine,
     /// Records by type: how many.
     pub records: BTreeMap<u32, u64>,
-    /// First and last time of any record.
+    /// Records, samples among them, that the kernel says it dropped.
+    pub lost_records: u64,
+    /// First and last time of any record, in nanoseconds of perf's clock.
     pub time: Option<(u64, u64)>,
     /// What was found wrong, in words.
     pub notes: Vec<String>,
@@ -72,79 +87,79 @@ pub struct Capture<'m> {
 impl<'m> Capture<'m> {
     /// Reads all records but no trace byte.
     pub fn read(file: &'m PerfFile) -> Result<Self, CaptureError> {
-        let name = file.path().display().to_string();
-        let machine = machine(file);
-        let build_ids = build_ids(file);
-        let trailers = Trailers::new(file.events());
-        let mut records = BTreeMap::new();
-        let mut streams = StreamBuilder::default();
-        let mut info = None;
-        let mut time: Option<(u64, u64)> = None;
-        let mut sideband = Vec::new();
-        let mut all = file.records();
-        for record in &mut all {
-            *records.entry(record.kind).or_insert(0) += 1;
-            let trailer = trailers.read(&record);
-            if let Some(at) = trailer.time.filter(|at| *at != 0) {
-                time = Some(time.map_or((at, at), |(from, to)| (from.min(at), to.max(at))));
-            }
-            match record.kind {
-                kind::AUXTRACE => streams.auxtrace(&record),
-                kind::AUX => {
-                    if let Some(aux) = record.aux() {
-                        streams.aux(aux, trailer.tid, trailer.cpu);
-                    }
-                }
-                kind::AUXTRACE_INFO if info.is_none() => info = PtInfo::read(record.body),
-                kind::MMAP | kind::MMAP2 | kind::COMM | kind::FORK | kind::ITRACE_START => {
-                    sideband.push((trailer.time.unwrap_or(0), record));
-                }
-                _ => {}
-            }
+        let name = || file.path().display().to_string();
+        let mut walk = Walk::default();
+        let mut records = file.records();
+        for record in &mut records {
+            walk.record(file, &record);
         }
+        let Walk { kinds, mut streams, info, time_conv, sideband, branch_stacks, lost, time, .. } = walk;
         let mut notes = file.notes().to_vec();
-        if all.damaged() {
-            notes.push("the records end in bytes that are none: the file is cut short or damaged".to_owned());
+        if let Some(at) = records.first_damage() {
+            notes.push(match records.skipped() {
+                0 => format!("the records end at offset {at} in the middle of one"),
+                bytes => format!("{bytes} bytes from offset {at} on are no records and were stepped over"),
+            });
         }
-        if streams.missing > 0 {
-            notes.push(format!("{} bytes of trace are missing at the file's end", streams.missing));
+        let compressed = [kind::COMPRESSED, kind::COMPRESSED2].iter().filter_map(|kind| kinds.get(kind));
+        let compressed: u64 = compressed.sum();
+        if compressed > 0 {
+            notes.push(format!(
+                "{compressed} compressed records are not read yet, so processes and images are not known: record without -z"
+            ));
         }
-        let Some(info) = info else { return Err(CaptureError::NoTrace(name)) };
-        // Records of different buffers are interleaved in the file; the sort is stable.
-        sideband.sort_by_key(|(time, _)| *time);
-        let mut processes = Processes::default();
-        for (time, record) in sideband {
-            match record.kind {
-                kind::MMAP | kind::MMAP2 => {
-                    let Some(mmap) = record.mmap() else { continue };
-                    let executable = match mmap.prot {
-                        Some(prot) => prot & PROT_EXEC != 0,
-                        None => record.misc & misc::MMAP_DATA == 0,
-                    };
-                    if executable {
-                        processes.mmap(mmap, time, build_ids.get(mmap.filename).map(Vec::as_slice));
-                    }
-                }
-                kind::COMM => record.comm().into_iter().for_each(|comm| processes.comm(comm, time)),
-                kind::FORK => record.task().into_iter().for_each(|task| processes.fork(task)),
-                _ => record.itrace_start().into_iter().for_each(|(pid, tid)| processes.seen(pid, tid)),
-            }
+        if info.is_none() && branch_stacks.samples == 0 {
+            return Err(CaptureError::NoTrace(name()));
         }
-        let event = file.events().iter().find(|event| event.attr.kind == info.pmu_type);
-        let config = info.config(event.map_or(0, |event| event.attr.config), machine.cpuid.as_deref());
-        let mut streams = streams.finish(info.per_cpu, info.snapshot);
+        let has_pt = info.is_some();
+        let info = info.unwrap_or_default();
+        streams.setup(info.per_cpu, info.snapshot);
+        let (aux, missing) = (streams.sums, streams.missing);
+        if missing > 0 {
+            notes.push(format!("{missing} bytes of trace are missing: the file is cut short or damaged"));
+        }
+        let build_ids: HashMap<&[u8], &[u8]> = BuildId::read_all(file.feature(bit::BUILD_ID).unwrap_or(&[]))
+            .map(|entry| (entry.filename, entry.id))
+            .collect();
+        let (processes, switches) = sideband.finish(file.events(), &build_ids);
+        let mut streams = streams.finish();
         for stream in &mut streams {
             stream.pid = stream.tid.and_then(|tid| processes.process_of(tid));
         }
-        if streams.iter().all(|stream| stream.trace.is_empty()) {
-            return Err(CaptureError::NoData(name));
+        if has_pt && branch_stacks.samples == 0 && streams.iter().all(|stream| stream.trace.is_empty()) {
+            return Err(CaptureError::NoData(name()));
         }
-        Ok(Self { config, info, streams, processes, machine, records, time, notes })
+        let machine = machine(file);
+        let event = file.events().iter().find(|event| has_pt && event.attr.kind == info.pmu_type);
+        let event_config = event.map_or(0, |event| event.attr.config);
+        let mut config = settings::config(&info, time_conv.as_ref(), event_config, machine.cpuid.as_deref());
+        config.filters = settings::filters(&info.filter, &processes);
+        Ok(Self {
+            file,
+            config,
+            info,
+            streams,
+            aux,
+            branch_stacks,
+            processes,
+            switches,
+            machine,
+            records: kinds,
+            lost_records: lost,
+            time,
+            notes,
+        })
     }
 
     /// Bytes of trace.
     pub fn trace_bytes(&self) -> u64 {
         self.streams.iter().map(|stream| stream.trace.len()).sum()
+    }
+
+    /// The samples, in file order; none is kept.
+    pub fn samples(&self) -> impl Iterator<Item = Sample<'m>> + use<'m> {
+        let file = self.file;
+        file.records().filter_map(|record| Some(file.events().sample(&record)?.1))
     }
 
     /// A thread's name.
@@ -158,44 +173,78 @@ impl<'m> Capture<'m> {
     }
 }
 
-const PROT_EXEC: u32 = 4;
+/// What is gathered while the records are walked once.
+#[derive(Default)]
+struct Walk<'m> {
+    kinds: BTreeMap<u32, u64>,
+    streams: StreamBuilder<'m>,
+    info: Option<PtInfo>,
+    time_conv: Option<TimeConv>,
+    sideband: Sideband<'m>,
+    branch_stacks: BranchStackSums,
+    lost: u64,
+    time: Option<(u64, u64)>,
+}
 
-fn machine(file: &PerfFile) -> Machine {
-    let string = |bit: u8| {
-        let text = Fields(file.feature(bit)?).string()?;
-        Some(String::from_utf8_lossy(text).into_owned())
-    };
-    let cmdline = || {
-        let mut f = Fields(file.feature(feature::CMDLINE)?);
-        let count = f.u32()?;
-        let words: Vec<_> =
-            (0..count).map_while(|_| f.string()).map(|word| String::from_utf8_lossy(word)).collect();
-        Some(words.join(" "))
-    };
-    Machine {
-        hostname: string(feature::HOSTNAME),
-        osrelease: string(feature::OSRELEASE),
-        cpudesc: string(feature::CPUDESC),
-        cpuid: string(feature::CPUID),
-        cmdline: cmdline(),
+impl<'m> Walk<'m> {
+    fn record(&mut self, file: &'m PerfFile, record: &Record<'m>) {
+        *self.kinds.entry(record.kind).or_insert(0) += 1;
+        match record.kind {
+            kind::AUXTRACE => self.streams.auxtrace(record),
+            kind::AUXTRACE_INFO if self.info.is_none() => self.info = PtInfo::read(record),
+            kind::TIME_CONV if self.time_conv.is_none() => self.time_conv = TimeConv::read(record),
+            kind::SAMPLE => self.sample(file, record),
+            kind::USER_TYPE_START.. => {}
+            _ => self.kernel_record(file, record),
+        }
+    }
+
+    fn sample(&mut self, file: &'m PerfFile, record: &Record<'m>) {
+        let Some((event, sample)) = file.events().sample(record) else { return };
+        self.at(sample.time);
+        if event.attr.has(sample_type::BRANCH_STACK)
+            && let Some(stack) = sample.branch_stack
+        {
+            let entries = stack.len() as u64;
+            self.branch_stacks.samples += 1;
+            self.branch_stacks.entries += entries;
+            self.branch_stacks.depth = self.branch_stacks.depth.max(entries);
+        }
+    }
+
+    fn kernel_record(&mut self, file: &'m PerfFile, record: &Record<'m>) {
+        let trailer = file.events().trailer(record);
+        self.at(trailer.time);
+        let lost = match record.kind {
+            kind::AUX => {
+                if let Some(aux) = Aux::read(record) {
+                    self.streams.aux(aux, trailer.task.map(|task| task.1), trailer.cpu);
+                }
+                None
+            }
+            kind::LOST => Lost::read(record).map(|lost| lost.lost),
+            kind::LOST_SAMPLES => LostSamples::read(record).map(|lost| lost.lost),
+            _ => None,
+        };
+        self.lost = self.lost.saturating_add(lost.unwrap_or(0));
+        self.sideband.add(record, trailer.time.unwrap_or(Ns(0)));
+    }
+
+    /// Widens the span of times; 0 is no time.
+    fn at(&mut self, time: Option<Ns>) {
+        if let Some(Ns(at)) = time.filter(|time| time.0 != 0) {
+            self.time = Some(self.time.map_or((at, at), |(from, to)| (from.min(at), to.max(at))));
+        }
     }
 }
 
-/// Build ids by file name, from the feature section.
-fn build_ids(file: &PerfFile) -> HashMap<&[u8], Vec<u8>> {
-    let mut ids = HashMap::new();
-    let mut rest = Fields(file.feature(feature::BUILD_ID).unwrap_or(&[]));
-    loop {
-        let entry = (|| {
-            let (_, misc, size) = (rest.u32()?, rest.u16()?, rest.u16()?);
-            let mut body = Fields(rest.take(usize::from(size).checked_sub(8)?)?);
-            body.u32()?;
-            let mut id = Fields(body.take(24)?);
-            let bytes = id.take(20)?;
-            let len = if misc & misc::BUILD_ID_SIZE != 0 { usize::from(id.u8()?).min(20) } else { 20 };
-            Some((until_nul(body.0), bytes[..len].to_vec()))
-        })();
-        let Some((name, id)) = entry else { return ids };
-        ids.insert(name, id);
+fn machine(file: &PerfFile) -> Machine {
+    let string = |bit: u8| features::string(file.feature(bit)?);
+    Machine {
+        hostname: string(bit::HOSTNAME),
+        osrelease: string(bit::OSRELEASE),
+        cpudesc: string(bit::CPUDESC),
+        cpuid: string(bit::CPUID),
+        cmdline: file.feature(bit::CMDLINE).and_then(features::strings).map(|words| words.join(" ")),
     }
 }

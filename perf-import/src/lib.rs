@@ -8,21 +8,25 @@
 //! *Invariant*: every length and offset in a file is taken for hostile: nothing here panics or allocates by it.
 
 pub mod attr;
-mod auxtrace;
 mod bytes;
 pub mod capture;
+pub mod events;
+pub mod features;
 pub mod file;
+mod header;
 pub mod images;
 pub mod process;
 pub mod record;
+mod settings;
+pub mod sideband;
 pub mod streams;
 pub mod symbols;
-pub mod trailer;
 pub mod write;
 
-pub use auxtrace::PtInfo;
+pub use bytes::Words;
 pub use capture::{Capture, CaptureError};
 pub use file::{OpenError, PerfFile};
+pub use record::PtInfo;
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -48,3 +52,19 @@ id!(
     /// A CPU number.
     Cpu
 );
+
+/// A position in a perf.data file, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileOffset(pub u64);
+
+impl std::fmt::Display for FileOffset {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+impl std::fmt::Debug for FileOffset {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FileOffset({self})")
+    }
+}

@@ -1,24 +1,64 @@
 //! Writing perf.data: the mirror of the reader, for recorders and tests.
 //!
 //! Records go to the file as they come, trace bytes first of all; only the header, and the index of the trace, are
-//! written at the end. So a recording of any size needs no memory.
+//! written at the end. So a recording of any size needs no memory, and one that is killed can still be read.
 //!
 //! What perf insists on (tried with perf 6.1): a CPU number below the NRCPUS feature, a CPUID that begins with
 //! GenuineIntel, the Intel PT event's type equal to AUXTRACE_INFO's, a reference time other than 0 in every AUXTRACE
 //! record, and trace data padded to 8 bytes.
+//!
+//! ```
+//! use ptflow_decoder::config::TscConversion;
+//! use ptflow_decoder::units::Tsc;
+//! use ptflow_perf_import::write::{PerfWriter, Who, WriterConfig};
+//! use ptflow_perf_import::{Capture, Cpu, PerfFile, Pid, Tid};
+//!
+//! # let dir = std::env::temp_dir().join(format!("ptflow-write-{}", std::process::id()));
+//! # std::fs::create_dir_all(&dir)?;
+//! let path = dir.join("perf.data");
+//! let config = WriterConfig {
+//!     cmdline: vec!["recorder".to_owned()],
+//!     cpuid: "GenuineIntel,6,158,10".to_owned(),
+//!     cpudesc: "an example".to_owned(),
+//!     cpus: 1,
+//!     event_config: 0x2401, // pt, tsc, branch
+//!     time: TscConversion { shift: 31, mult: 1 << 31, zero: 0 },
+//!     tsc_ctc_ratio: (100, 2),
+//!     max_nonturbo_ratio: 10,
+//!     per_cpu: false,
+//! };
+//! let mut writer = PerfWriter::create(&path, config)?;
+//! let who = Who { pid: Pid(7), tid: Tid(7), cpu: Cpu(0), time: 1_000 };
+//! writer.comm(who, "example", true)?;
+//! writer.mmap2(who, 0x40_1000, 0x1000, 0x1000, "/bin/example")?;
+//! writer.itrace_start(who)?;
+//! let trace = [0x02, 0x82].repeat(8); // a PSB
+//! writer.aux(who, 0, 16, 0)?;
+//! writer.auxtrace(0, Some(Tid(7)), None, 0, Tsc(1_000), &trace)?;
+//! writer.finish()?;
+//!
+//! let file = PerfFile::open(&path)?;
+//! let capture = Capture::read(&file)?;
+//! assert_eq!(capture.streams[0].trace.pieces[0].bytes, trace);
+//! # std::fs::remove_dir_all(&dir)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
-use crate::attr::{flag, sample_type as st};
-use crate::record::{kind, misc};
-use crate::{Cpu, Pid, Tid};
+use crate::attr::{Attr, SOFTWARE, SOFTWARE_DUMMY, flag, read_format, sample_type as st};
+use crate::bytes::Put;
+use crate::events::Trailer;
+use crate::features::{self, BuildId, bit};
+use crate::header::{Header, Section};
+use crate::record::{
+    Aux, AuxTrace, Comm, ItraceStart, Mmap, PtInfo, Switch, Task, TimeConv, WriteRecord, misc,
+};
+use crate::{Cpu, FileOffset, Pid, Tid};
 use ptflow_decoder::config::TscConversion;
-use ptflow_decoder::units::Tsc;
+use ptflow_decoder::units::{Ns, Tsc};
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
-/// Size of `perf_event_attr` as perf 6.1 writes it.
-const ATTR_SIZE: usize = 128;
-const HEADER_SIZE: u64 = 104;
 /// What trailers carry here.
 const SAMPLE_TYPE: u64 = st::IP | st::TID | st::TIME | st::CPU | st::IDENTIFIER;
 /// Ids of the two events.
@@ -60,7 +100,7 @@ pub struct Who {
     pub tid: Tid,
     /// CPU.
     pub cpu: Cpu,
-    /// perf time; 0 for what was there before the recording.
+    /// perf time in nanoseconds; 0 for what was there before the recording.
     pub time: u64,
 }
 
@@ -72,8 +112,10 @@ pub struct PerfWriter<W: Write + Seek> {
     config: WriterConfig,
     data_start: u64,
     /// Offset and size of each AUXTRACE record.
-    index: Vec<(u64, u64)>,
-    build_ids: Vec<(Pid, String, Vec<u8>)>,
+    index: Vec<(FileOffset, u64)>,
+    build_ids: Vec<u8>,
+    /// First and last time of any record.
+    time: Option<(u64, u64)>,
     record: Vec<u8>,
 }
 
@@ -85,7 +127,8 @@ impl PerfWriter<File> {
 }
 
 impl<W: Write + Seek> PerfWriter<W> {
-    /// Writes from the sink's start on.
+    /// Writes from the sink's start on. The header is written at once, with no size of the data yet: as perf does, so
+    /// that a recording that is killed can be read.
     pub fn new(out: W, config: WriterConfig) -> io::Result<Self> {
         let mut this = Self {
             out: BufWriter::with_capacity(1 << 20, out),
@@ -94,21 +137,39 @@ impl<W: Write + Seek> PerfWriter<W> {
             data_start: 0,
             index: Vec::new(),
             build_ids: Vec::new(),
+            time: None,
             record: Vec::new(),
         };
         let ids = [PT_ID, SIDEBAND_ID].map(u64::to_le_bytes).concat();
-        this.put(&[0; HEADER_SIZE as usize])?;
-        this.put(&ids)?;
-        let attrs = this.attrs();
-        for (index, attr) in attrs.iter().enumerate() {
-            this.put(attr)?;
-            this.put(&(HEADER_SIZE + 8 * index as u64).to_le_bytes())?;
-            this.put(&8u64.to_le_bytes())?;
+        let mut start = vec![0; Header::SIZE as usize];
+        start.bytes(&ids);
+        for (index, attr) in this.attrs().iter().enumerate() {
+            attr.write(&mut start);
+            Section { offset: Header::SIZE + 8 * index as u64, size: 8 }.write(&mut start);
         }
-        this.data_start = this.at;
+        this.data_start = start.len() as u64;
+        start.splice(..Header::SIZE as usize, this.header(0, &[]));
+        this.put(&start)?;
         this.time_conv()?;
         this.auxtrace_info()?;
         Ok(this)
+    }
+
+    fn header(&self, data_size: u64, features: &[(u8, Vec<u8>)]) -> Vec<u8> {
+        const ENTRY: u64 = Attr::SIZE as u64 + 16;
+        let mut bits = [0; 32];
+        for (bit, _) in features {
+            bits[usize::from(bit / 8)] |= 1 << (bit % 8);
+        }
+        let header = Header {
+            attr_size: ENTRY,
+            attrs: Section { offset: Header::SIZE + 16, size: 2 * ENTRY },
+            data: Section { offset: self.data_start, size: data_size },
+            features: bits,
+        };
+        let mut bytes = Vec::new();
+        header.write(&mut bytes);
+        bytes
     }
 
     fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -118,152 +179,142 @@ impl<W: Write + Seek> PerfWriter<W> {
     }
 
     /// The two events: Intel PT, user space only, and a dummy one that carries the sideband.
-    fn attrs(&self) -> [[u8; ATTR_SIZE]; 2] {
-        const MMAP: u64 = 1 << 8;
-        const COMM: u64 = 1 << 9;
-        const TASK: u64 = 1 << 13;
-        const MMAP2: u64 = 1 << 23;
-        const COMM_EXEC: u64 = 1 << 24;
-        const CONTEXT_SWITCH: u64 = 1 << 26;
-        let attr = |kind: u32, config: u64, flags: u64| {
-            let mut attr = [0; ATTR_SIZE];
-            attr[0..4].copy_from_slice(&kind.to_le_bytes());
-            attr[4..8].copy_from_slice(&(ATTR_SIZE as u32).to_le_bytes());
-            attr[8..16].copy_from_slice(&config.to_le_bytes());
-            attr[16..24].copy_from_slice(&1u64.to_le_bytes());
-            attr[24..32].copy_from_slice(&SAMPLE_TYPE.to_le_bytes());
-            attr[32..40].copy_from_slice(&4u64.to_le_bytes());
-            attr[40..48].copy_from_slice(&flags.to_le_bytes());
-            attr
-        };
+    fn attrs(&self) -> [Attr; 2] {
         let common = flag::EXCLUDE_KERNEL | flag::SAMPLE_ID_ALL;
-        let sideband = MMAP | COMM | TASK | MMAP2 | COMM_EXEC | CONTEXT_SWITCH;
-        // PERF_TYPE_SOFTWARE, PERF_COUNT_SW_DUMMY.
-        [attr(PMU_TYPE, self.config.event_config, common), attr(1, 9, common | sideband)]
+        let sideband =
+            flag::MMAP | flag::COMM | flag::TASK | flag::MMAP2 | flag::COMM_EXEC | flag::CONTEXT_SWITCH;
+        let attr = |kind: u32, config: u64, flags: u64| Attr {
+            kind,
+            config,
+            sample_period: 1,
+            sample_type: SAMPLE_TYPE,
+            read_format: read_format::ID,
+            flags,
+            ..Attr::default()
+        };
+        [attr(PMU_TYPE, self.config.event_config, common), attr(SOFTWARE, SOFTWARE_DUMMY, common | sideband)]
     }
 
-    /// A record: header, body, and for kernel records a trailer.
-    fn emit(&mut self, kind: u32, misc: u16, id: u64, who: Option<Who>) -> io::Result<()> {
+    /// A record: header, body, and for kernel records a trailer with the event's id.
+    fn emit(&mut self, record: &impl WriteRecord, trailer: Option<(Who, u64)>) -> io::Result<()> {
         let mut body = std::mem::take(&mut self.record);
+        body.clear();
+        // The header's place.
+        body.u64(0);
+        record.body(&mut body);
         body.resize(body.len().next_multiple_of(8), 0);
-        if let Some(who) = who {
-            body.extend_from_slice(&who.pid.0.to_le_bytes());
-            body.extend_from_slice(&who.tid.0.to_le_bytes());
-            body.extend_from_slice(&who.time.to_le_bytes());
-            body.extend_from_slice(&u64::from(who.cpu.0).to_le_bytes());
-            body.extend_from_slice(&id.to_le_bytes());
+        if let Some((who, id)) = trailer {
+            let trailer = Trailer {
+                task: Some((who.pid, who.tid)),
+                time: Some(Ns(who.time)),
+                id: Some(id),
+                stream_id: None,
+                cpu: Some(who.cpu),
+            };
+            trailer.write(SAMPLE_TYPE, &mut body);
+            if who.time != 0 {
+                let time = self.time.get_or_insert((who.time, who.time));
+                *time = (time.0.min(who.time), time.1.max(who.time));
+            }
         }
-        let size = u16::try_from(body.len() + 8).map_err(|_| {
+        let size = u16::try_from(body.len()).map_err(|_| {
             io::Error::new(io::ErrorKind::InvalidInput, "a record is longer than 65,535 bytes")
         })?;
-        let mut header = [0; 8];
-        header[0..4].copy_from_slice(&kind.to_le_bytes());
-        header[4..6].copy_from_slice(&misc.to_le_bytes());
-        header[6..8].copy_from_slice(&size.to_le_bytes());
-        self.put(&header)?;
-        self.put(&body)?;
-        body.clear();
+        body[0..4].copy_from_slice(&record.kind().to_le_bytes());
+        body[4..6].copy_from_slice(&record.misc().to_le_bytes());
+        body[6..8].copy_from_slice(&size.to_le_bytes());
+        let result = self.put(&body);
         self.record = body;
-        Ok(())
-    }
-
-    fn words(&mut self, words: &[u64]) {
-        for word in words {
-            self.record.extend_from_slice(&word.to_le_bytes());
-        }
-    }
-
-    fn ids(&mut self, ids: &[u32]) {
-        for id in ids {
-            self.record.extend_from_slice(&id.to_le_bytes());
-        }
-    }
-
-    fn text(&mut self, text: &str) {
-        self.record.extend_from_slice(text.as_bytes());
-        self.record.push(0);
+        result
     }
 
     fn time_conv(&mut self) -> io::Result<()> {
-        let time = self.config.time;
-        self.words(&[u64::from(time.shift), u64::from(time.mult), time.zero, 0, u64::MAX, 1]);
-        self.emit(kind::TIME_CONV, 0, 0, None)
+        let TscConversion { shift, mult, zero } = self.config.time;
+        let short = Some((0, u64::MAX, true, false));
+        self.emit(&TimeConv { shift: u64::from(shift), mult: u64::from(mult), zero, short }, None)
     }
 
     fn auxtrace_info(&mut self) -> io::Result<()> {
-        let WriterConfig { time, tsc_ctc_ratio: (n, d), max_nonturbo_ratio, per_cpu, .. } =
-            self.config.clone();
-        self.ids(&[1, 0]);
-        self.words(&[
-            u64::from(PMU_TYPE),
-            u64::from(time.shift),
-            u64::from(time.mult),
-            time.zero,
-            1,                           // cap_user_time_zero
-            0x400,                       // tsc bit
-            0x800,                       // noretcomp bit
-            if per_cpu { 3 } else { 0 }, // switch records: system-wide kind, or none
-            0,                           // snapshot mode
-            u64::from(per_cpu),
-            0x200,   // mtc bit
-            0x3c000, // mtc period bits
-            u64::from(n),
-            u64::from(d),
-            0x2, // cyc bit
-            u64::from(max_nonturbo_ratio),
-            0, // filter string length
-        ]);
-        self.emit(kind::AUXTRACE_INFO, 0, 0, None)
+        let config = &self.config;
+        let info = PtInfo {
+            pmu_type: PMU_TYPE,
+            time_shift: u64::from(config.time.shift),
+            time_mult: u64::from(config.time.mult),
+            time_zero: config.time.zero,
+            cap_user_time_zero: true,
+            tsc_bit: 0x400,
+            noretcomp_bit: 0x800,
+            // The records of a thread's own buffer need no switches.
+            have_sched_switch: if config.per_cpu { 3 } else { 0 },
+            snapshot: false,
+            per_cpu: config.per_cpu,
+            mtc_bit: 0x200,
+            mtc_freq_bits: 0x3c000,
+            tsc_ctc_ratio: config.tsc_ctc_ratio,
+            cyc_bit: 0x2,
+            max_nonturbo_ratio: u64::from(config.max_nonturbo_ratio),
+            filter: String::new(),
+            cap_event_trace: false,
+        };
+        self.emit(&info, None)
     }
 
     /// A thread's name; `exec` where it came by one.
     pub fn comm(&mut self, who: Who, name: &str, exec: bool) -> io::Result<()> {
-        self.ids(&[who.pid.0, who.tid.0]);
-        self.text(name);
-        self.emit(kind::COMM, if exec { misc::COMM_EXEC } else { 0 }, SIDEBAND_ID, Some(who))
+        let comm = Comm { pid: who.pid, tid: who.tid, comm: name.as_bytes(), exec };
+        self.emit(&comm, Some((who, SIDEBAND_ID)))
     }
 
     /// An executable mapping of a file: `[addr, addr + len)` shows the file from `pgoff` on.
     pub fn mmap2(&mut self, who: Who, addr: u64, len: u64, pgoff: u64, path: &str) -> io::Result<()> {
         const READ_EXEC: u32 = 5;
         const MAP_PRIVATE: u32 = 2;
-        self.ids(&[who.pid.0, who.tid.0]);
-        self.words(&[addr, len, pgoff, 0, 0, 0]);
-        self.ids(&[READ_EXEC, MAP_PRIVATE]);
-        self.text(path);
-        self.emit(kind::MMAP2, misc::USER, SIDEBAND_ID, Some(who))
+        let mmap = Mmap {
+            pid: who.pid,
+            tid: who.tid,
+            addr,
+            len,
+            pgoff,
+            build_id: None,
+            prot: Some((READ_EXEC, MAP_PRIVATE)),
+            misc: misc::USER,
+            filename: path.as_bytes(),
+        };
+        self.emit(&mmap, Some((who, SIDEBAND_ID)))
     }
 
     /// A new process or thread, made by `who`.
     pub fn fork(&mut self, who: Who, pid: Pid, tid: Tid) -> io::Result<()> {
-        self.ids(&[pid.0, who.pid.0, tid.0, who.tid.0]);
-        self.words(&[who.time]);
-        self.emit(kind::FORK, 0, SIDEBAND_ID, Some(who))
+        let (ppid, ptid) = (who.pid, who.tid);
+        let task = Task { exit: false, pid, ppid, tid, ptid, time: Ns(who.time), no_maps: false };
+        self.emit(&task, Some((who, SIDEBAND_ID)))
     }
 
     /// The end of a thread.
     pub fn exit(&mut self, who: Who) -> io::Result<()> {
-        self.ids(&[who.pid.0, who.pid.0, who.tid.0, who.tid.0]);
-        self.words(&[who.time]);
-        self.emit(kind::EXIT, 0, SIDEBAND_ID, Some(who))
+        let (pid, tid) = (who.pid, who.tid);
+        let task = Task { exit: true, pid, ppid: pid, tid, ptid: tid, time: Ns(who.time), no_maps: false };
+        self.emit(&task, Some((who, SIDEBAND_ID)))
     }
 
     /// Tracing begins for a thread.
     pub fn itrace_start(&mut self, who: Who) -> io::Result<()> {
-        self.ids(&[who.pid.0, who.tid.0]);
-        self.emit(kind::ITRACE_START, 0, PT_ID, Some(who))
+        self.emit(&ItraceStart { pid: who.pid, tid: who.tid }, Some((who, PT_ID)))
+    }
+
+    /// `who` comes to its CPU, or leaves it.
+    pub fn switch(&mut self, who: Who, out: bool) -> io::Result<()> {
+        self.emit(&Switch { out, preempted: false, other: None }, Some((who, SIDEBAND_ID)))
     }
 
     /// A context switch; `other` is the thread that comes, or that went.
     pub fn switch_cpu_wide(&mut self, who: Who, out: bool, other: (Pid, Tid)) -> io::Result<()> {
-        self.ids(&[other.0.0, other.1.0]);
-        self.emit(kind::SWITCH_CPU_WIDE, if out { misc::SWITCH_OUT } else { 0 }, SIDEBAND_ID, Some(who))
+        self.emit(&Switch { out, preempted: false, other: Some(other) }, Some((who, SIDEBAND_ID)))
     }
 
     /// Trace bytes were written to the AUX buffer.
     pub fn aux(&mut self, who: Who, offset: u64, size: u64, flags: u64) -> io::Result<()> {
-        self.words(&[offset, size, flags]);
-        self.emit(kind::AUX, 0, PT_ID, Some(who))
+        self.emit(&Aux { offset, size, flags }, Some((who, PT_ID)))
     }
 
     /// Trace bytes: stream `idx` from `offset` on. `reference` is a TSC value not far from their time, not 0.
@@ -278,51 +329,32 @@ impl<W: Write + Seek> PerfWriter<W> {
     ) -> io::Result<()> {
         let padded = bytes.len().next_multiple_of(8);
         let at = self.at;
-        self.words(&[padded as u64, offset, reference.0]);
-        self.ids(&[idx, tid.map_or(u32::MAX, |tid| tid.0), cpu.map_or(u32::MAX, |cpu| cpu.0), 0]);
-        self.emit(kind::AUXTRACE, 0, 0, None)?;
-        self.index.push((at, self.at - at));
+        self.emit(&AuxTrace { size: padded as u64, offset, reference, idx, tid, cpu }, None)?;
+        self.index.push((FileOffset(at), self.at - at));
         self.put(bytes)?;
         self.put(&[0; 8][..padded - bytes.len()])
     }
 
     /// The build id of a file that was mapped.
     pub fn build_id(&mut self, pid: Pid, path: &str, id: &[u8]) {
-        self.build_ids.push((pid, path.to_owned(), id.to_vec()));
+        BuildId { kernel: false, pid, id, filename: path.as_bytes() }.write(&mut self.build_ids);
     }
 
     /// Writes the features and the header; the sink is given back, flushed.
     pub fn finish(mut self) -> io::Result<W> {
         let data_end = self.at;
         let features = self.features();
+        let mut table = Vec::new();
         let mut at = data_end + 16 * features.len() as u64;
         for (_, bytes) in &features {
-            let section = [at.to_le_bytes(), (bytes.len() as u64).to_le_bytes()].concat();
+            Section { offset: at, size: bytes.len() as u64 }.write(&mut table);
             at += bytes.len() as u64;
-            self.put(&section)?;
         }
+        self.put(&table)?;
         for (_, bytes) in &features {
             self.put(bytes)?;
         }
-        let attrs_at = HEADER_SIZE + 16;
-        let attr_entry = ATTR_SIZE as u64 + 16;
-        let mut header = b"PERFILE2".to_vec();
-        let numbers = [
-            HEADER_SIZE,
-            attr_entry,
-            attrs_at,
-            2 * attr_entry,
-            self.data_start,
-            data_end - self.data_start,
-            0,
-            0,
-        ];
-        header.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
-        let mut bits = [0u8; 32];
-        for (bit, _) in &features {
-            bits[usize::from(bit / 8)] |= 1 << (bit % 8);
-        }
-        header.extend_from_slice(&bits);
+        let header = self.header(data_end - self.data_start, &features);
         self.out.seek(SeekFrom::Start(0))?;
         self.out.write_all(&header)?;
         self.out.flush()?;
@@ -332,65 +364,28 @@ impl<W: Write + Seek> PerfWriter<W> {
     /// Feature sections in the order of their bits.
     fn features(&self) -> Vec<(u8, Vec<u8>)> {
         let config = &self.config;
-        let strings = |strings: &[String]| {
-            let mut bytes = (strings.len() as u32).to_le_bytes().to_vec();
-            strings.iter().for_each(|text| bytes.extend(string(text)));
-            bytes
-        };
-        let mut event_desc = [2u32.to_le_bytes(), (ATTR_SIZE as u32).to_le_bytes()].concat();
-        for (attr, (name, id)) in self.attrs().iter().zip([("intel_pt//u", PT_ID), ("dummy:u", SIDEBAND_ID)])
-        {
-            event_desc.extend_from_slice(attr);
-            event_desc.extend_from_slice(&1u32.to_le_bytes());
-            event_desc.extend(string(name));
-            event_desc.extend_from_slice(&id.to_le_bytes());
-        }
-        let mut pmus = 1u32.to_le_bytes().to_vec();
-        pmus.extend_from_slice(&PMU_TYPE.to_le_bytes());
-        pmus.extend(string("intel_pt"));
-        let mut index = (self.index.len() as u64).to_le_bytes().to_vec();
-        for (offset, size) in &self.index {
-            index.extend_from_slice(&offset.to_le_bytes());
-            index.extend_from_slice(&size.to_le_bytes());
-        }
+        let [pt, sideband] = self.attrs();
+        let (first, last) = self.time.unwrap_or_default();
         vec![
-            (2, self.build_ids.iter().flat_map(|(pid, path, id)| build_id_entry(*pid, path, id)).collect()),
-            (3, string("recorder")),
-            (4, string("6.1.0")),
-            (5, string("6.1.0")),
-            (6, string("x86_64")),
-            (7, [config.cpus.to_le_bytes(), config.cpus.to_le_bytes()].concat()),
-            (8, string(&config.cpudesc)),
-            (9, string(&config.cpuid)),
-            (11, strings(&config.cmdline)),
-            (12, event_desc),
-            (16, pmus),
-            (18, index),
+            (bit::BUILD_ID, self.build_ids.clone()),
+            (bit::HOSTNAME, features::write_string("recorder")),
+            (bit::OSRELEASE, features::write_string("6.1.0")),
+            (bit::VERSION, features::write_string("6.1.0")),
+            (bit::ARCH, features::write_string("x86_64")),
+            (bit::NRCPUS, features::write_nrcpus(config.cpus, config.cpus)),
+            (bit::CPUDESC, features::write_string(&config.cpudesc)),
+            (bit::CPUID, features::write_string(&config.cpuid)),
+            (bit::CMDLINE, features::write_strings(&config.cmdline)),
+            (
+                bit::EVENT_DESC,
+                features::write_event_desc(&[
+                    (pt, "intel_pt//u", &[PT_ID]),
+                    (sideband, "dummy:u", &[SIDEBAND_ID]),
+                ]),
+            ),
+            (bit::PMU_MAPPINGS, features::write_pmu_mappings(&[(PMU_TYPE, "intel_pt")])),
+            (bit::AUXTRACE, features::write_auxtrace_index(&self.index)),
+            (bit::SAMPLE_TIME, features::write_sample_time(Ns(first), Ns(last))),
         ]
     }
-}
-
-/// A feature string: its padded length, then the bytes with at least one NUL.
-fn string(text: &str) -> Vec<u8> {
-    let len = (text.len() + 1).next_multiple_of(64);
-    let mut bytes = (len as u32).to_le_bytes().to_vec();
-    bytes.extend_from_slice(text.as_bytes());
-    bytes.resize(4 + len, 0);
-    bytes
-}
-
-fn build_id_entry(pid: Pid, path: &str, id: &[u8]) -> Vec<u8> {
-    let id = &id[..id.len().min(20)];
-    let name_len = (path.len() + 1).next_multiple_of(64);
-    let mut entry = 0u32.to_le_bytes().to_vec();
-    entry.extend_from_slice(&(misc::USER | misc::BUILD_ID_SIZE).to_le_bytes());
-    entry.extend_from_slice(&((8 + 4 + 24 + name_len) as u16).to_le_bytes());
-    entry.extend_from_slice(&pid.0.to_le_bytes());
-    entry.extend_from_slice(id);
-    entry.resize(12 + 20, 0);
-    entry.push(id.len() as u8);
-    entry.resize(12 + 24, 0);
-    entry.extend_from_slice(path.as_bytes());
-    entry.resize(12 + 24 + name_len, 0);
-    entry
 }

@@ -1,0 +1,172 @@
+//! Executable files of a capture: found by path and build id, mapped, and placed in address spaces.
+
+mod elf;
+mod search;
+mod spaces;
+
+pub use search::{ImageSearch, Status};
+
+use crate::process::{FileId, MappedFile};
+use crate::symbols::{FunctionNames, SymbolTable};
+use crate::{Capture, Pid};
+use elf::{Elf, hex};
+use ptflow_decoder::image::{AddressSpace, AddressSpaces, CodeImage, Images, Mapping};
+use ptflow_decoder::units::{ImageId, Ip};
+use spaces::Placing;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+/// A file of the capture.
+#[derive(Debug)]
+pub struct ImageFile {
+    /// What the capture says of it.
+    pub mapped: MappedFile,
+    /// What was found.
+    pub status: Status,
+    /// The build id of the file found, in hex.
+    pub build_id: Option<String>,
+    /// The capture tells a build id, and the file found has it.
+    pub verified: bool,
+    elf: Option<Elf>,
+    /// A file with more symbols of the same build.
+    debug: Option<Elf>,
+}
+
+/// The files of a capture, mapped.
+#[derive(Debug)]
+pub struct ImageStore {
+    files: Vec<ImageFile>,
+    /// Image → file: a file that one process has at two load addresses is two images.
+    images: Vec<FileId>,
+    spaces: BTreeMap<Pid, AddressSpaces>,
+    notes: Vec<String>,
+}
+
+impl ImageStore {
+    /// Finds and maps every file that the capture's processes had mapped for execution.
+    pub fn load(capture: &Capture<'_>, search: &ImageSearch) -> Self {
+        let mapped = capture.processes.files();
+        let files: Vec<ImageFile> = mapped.iter().map(|file| ImageFile::find(file, search)).collect();
+        let mut placing = Placing::new(&files, capture.config.time);
+        let spaces = capture
+            .processes
+            .iter()
+            .map(|(pid, process)| (pid, placing.spaces(process, &capture.processes)))
+            .collect();
+        let Placing { images, merged, .. } = placing;
+        let mut notes = Vec::new();
+        if merged > 0 {
+            notes.push(format!(
+                "too many changes of address spaces: {merged} of them are not told apart in time, or not inherited"
+            ));
+        }
+        Self { files, images, spaces, notes }
+    }
+
+    /// The files.
+    pub fn files(&self) -> &[ImageFile] {
+        &self.files
+    }
+
+    /// What could not be done, in words.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The parts of files that lie behind a space's mappings, as (file, offset in it, length, address).
+    pub fn file_sections(&self, space: &AddressSpace) -> Vec<(&Path, u64, u64, Ip)> {
+        let section = |mapping: &Mapping| {
+            let file = self.file(mapping.image)?;
+            let Status::Found(path) = &file.status else { return None };
+            let len = mapping.end.0 - mapping.start.0;
+            let offset = file.elf.as_ref()?.offset_of(mapping.svma.0, len)?;
+            Some((path.as_path(), offset, len, mapping.start))
+        };
+        space.mappings().iter().filter_map(section).collect()
+    }
+
+    /// How many images there are; their ids are the numbers below.
+    pub fn image_count(&self) -> u32 {
+        self.images.len() as u32
+    }
+
+    /// The file of an image.
+    pub fn file(&self, image: ImageId) -> Option<&ImageFile> {
+        let file = self.images.get(image.0 as usize)?;
+        self.files.get(file.0 as usize)
+    }
+
+    /// What to call an image in outputs: its build id, or its path where there is none.
+    pub fn image_name(&self, image: ImageId) -> String {
+        match self.file(image) {
+            Some(file) => match file.build_id.clone().or_else(|| file.mapped.build_id.as_deref().map(hex)) {
+                Some(id) => id,
+                None => file.mapped.path.clone(),
+            },
+            None => format!("image-{}", image.0),
+        }
+    }
+
+    /// A process's address spaces; empty where nothing is known of it.
+    pub fn address_spaces(&self, pid: Pid) -> AddressSpaces {
+        self.spaces.get(&pid).cloned().unwrap_or_default()
+    }
+
+    /// The code, without symbols.
+    pub fn images(&self) -> Images<'_> {
+        let mut images = Images::default();
+        for file in &self.images {
+            images.push(self.files[file.0 as usize].code());
+        }
+        images
+    }
+
+    /// The functions of an image; read anew at every call.
+    pub fn symbols(&self, image: ImageId) -> SymbolTable<'_> {
+        self.file(image).map(ImageFile::symbols).unwrap_or_default()
+    }
+
+    /// The code with the functions in it, and their names. The images of one file share their functions.
+    pub fn images_with_functions(&self) -> (Images<'_>, FunctionNames) {
+        let mut names = FunctionNames::default();
+        let mut images = Images::default();
+        let mut known: HashMap<FileId, Vec<_>> = HashMap::new();
+        for file in &self.images {
+            let image = &self.files[file.0 as usize];
+            let functions = known.entry(*file).or_insert_with(|| image.symbols().ranges_named(&mut names));
+            images.push(image.code().with_functions(functions.clone()));
+        }
+        (images, names)
+    }
+}
+
+impl ImageFile {
+    fn find(file: &MappedFile, search: &ImageSearch) -> Self {
+        let (status, elf) = search.find(file);
+        let build_id = elf.as_ref().and_then(|elf| elf.build_id.clone());
+        let debug = build_id.as_deref().and_then(|build_id| search.debug_file(build_id));
+        let verified = elf.is_some() && file.build_id.is_some();
+        Self { mapped: file.clone(), status, build_id, verified, elf, debug }
+    }
+
+    /// The code; none where the file was not found.
+    pub fn code(&self) -> CodeImage<'_> {
+        self.elf.as_ref().map(Elf::code).unwrap_or_default()
+    }
+
+    /// The functions; none where the file was not found.
+    pub fn symbols(&self) -> SymbolTable<'_> {
+        let Some(elf) = &self.elf else { return SymbolTable::default() };
+        SymbolTable::read(&elf.map, self.debug.as_ref().map(|debug| &debug.map[..]))
+    }
+
+    /// The stated address of a file offset; where the file is missing, the offset itself.
+    fn svma_of(&self, offset: u64, len: u64) -> u64 {
+        self.elf.as_ref().and_then(|elf| elf.svma_of(offset, len)).unwrap_or(offset)
+    }
+
+    /// True for code that is in no file and was not found elsewhere either.
+    fn is_no_file(&self) -> bool {
+        self.status == Status::NoFile
+    }
+}

@@ -1,0 +1,134 @@
+//! Where to look for the files of a capture, and what was found.
+
+use super::elf::{Elf, hex};
+use crate::process::MappedFile;
+use std::path::{Path, PathBuf};
+
+/// Where to look for images.
+///
+/// For a mapped file `/usr/bin/x` with build id `abcd…` the places are, best first: `DIR/usr/bin/x` for each folder of
+/// `roots` (as perf's `--symfs`), `DIR/x`, `DIR/.build-id/ab/cd…/elf`; then `CACHE/.build-id/ab/cd…/elf`; then
+/// `/usr/bin/x` itself. The first file that is a 64-bit ELF of the right build is taken. Where the capture tells no build
+/// id, the first ELF is, and [`ImageFile::verified`](super::ImageFile::verified) is false.
+#[derive(Clone, Debug, Default)]
+pub struct ImageSearch {
+    /// Folders that stand for the traced machine's root, looked through first; a file directly in one counts too.
+    pub roots: Vec<PathBuf>,
+    /// perf's build-id cache, normally `~/.debug`.
+    pub build_id_cache: Option<PathBuf>,
+}
+
+/// What became of a file of the capture.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Status {
+    /// Found and mapped.
+    Found(PathBuf),
+    /// Nowhere.
+    Missing {
+        /// Where it was looked for.
+        looked: Vec<PathBuf>,
+    },
+    /// A file is there, but it is another build; it is not used.
+    Mismatch {
+        /// The file.
+        path: PathBuf,
+        /// Its build id; the one wanted is [`MappedFile::build_id`].
+        found: String,
+    },
+    /// Code that is in no file: `[vdso]`, anonymous memory, the kernel.
+    NoFile,
+}
+
+/// perf's suffix for a file that was deleted or replaced while it was mapped.
+const DELETED: &str = " (deleted)";
+
+impl ImageSearch {
+    /// Those folders, and the cache in the home folder.
+    pub fn new(roots: Vec<PathBuf>) -> Self {
+        let cache = std::env::var_os("HOME").map(|home| Path::new(&home).join(".debug"));
+        Self { roots, build_id_cache: cache }
+    }
+
+    /// The places for a file, best first; none for what is in no file.
+    pub(super) fn places(&self, file: &MappedFile) -> Vec<PathBuf> {
+        let in_file = match kind(file) {
+            Kind::NoFile => return Vec::new(),
+            Kind::Vdso => "vdso",
+            Kind::File => "elf",
+        };
+        let deleted = file.path.ends_with(DELETED);
+        let path = Path::new(file.path.strip_suffix(DELETED).unwrap_or(&file.path));
+        let below_root = path.strip_prefix("/").unwrap_or(path);
+        let by_id = file.build_id.as_deref().map(hex).and_then(|id| {
+            let (head, tail) = id.split_at_checked(2)?;
+            Some(Path::new(".build-id").join(head).join(tail).join(in_file))
+        });
+        let mut places = Vec::new();
+        places.extend(self.roots.iter().map(|root| root.join(below_root)));
+        let name = path.file_name().map(Path::new);
+        places.extend(self.roots.iter().flat_map(|root| name.map(|name| root.join(name))));
+        let id_roots = self.roots.iter().chain(&self.build_id_cache);
+        places.extend(id_roots.flat_map(|root| by_id.as_ref().map(|by_id| root.join(by_id))));
+        // What is there now under the name of a deleted file is another file, unless its build id says otherwise.
+        if kind(file) == Kind::File && (!deleted || file.build_id.is_some()) {
+            places.push(path.to_owned());
+        }
+        let mut seen = std::collections::HashSet::new();
+        places.retain(|place| seen.insert(place.clone()));
+        places
+    }
+
+    /// Finds and maps a file of the right build.
+    pub(super) fn find(&self, file: &MappedFile) -> (Status, Option<Elf>) {
+        let places = self.places(file);
+        let mut mismatch = None;
+        for path in &places {
+            let Some(elf) = Elf::open(path) else { continue };
+            let wanted = file.build_id.as_deref().map(hex);
+            if wanted.is_none() || elf.build_id == wanted {
+                return (Status::Found(path.clone()), Some(elf));
+            }
+            let found = elf.build_id.unwrap_or_else(|| "none".to_owned());
+            mismatch.get_or_insert(Status::Mismatch { path: path.clone(), found });
+        }
+        let nowhere = match kind(file) {
+            Kind::File => Status::Missing { looked: places },
+            Kind::Vdso | Kind::NoFile => Status::NoFile,
+        };
+        (mismatch.unwrap_or(nowhere), None)
+    }
+
+    /// The debug file of a build: its symbols, not its code (perf's cache, then the distributions' folder).
+    pub(super) fn debug_file(&self, build_id: &str) -> Option<Elf> {
+        let (head, tail) = build_id.split_at_checked(2)?;
+        let cached = self.build_id_cache.as_ref().map(|cache| cache.join(".build-id").join(head).join(tail));
+        let installed = Path::new("/usr/lib/debug/.build-id").join(head).join(format!("{tail}.debug"));
+        let places = cached.map(|cached| cached.join("debug")).into_iter().chain([installed]);
+        places.filter_map(|path| Elf::open(&path)).find(|elf| elf.build_id.as_deref() == Some(build_id))
+    }
+}
+
+/// What a mapped name stands for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    File,
+    /// The kernel's page of user code; perf's cache may have a copy.
+    Vdso,
+    NoFile,
+}
+
+/// Names as the kernel gives them to what is no file, or no file that could be opened again (linux
+/// `tools/perf/util/map.c`, `is_anon_memory`, `is_no_dso_memory`).
+pub(super) fn kind(file: &MappedFile) -> Kind {
+    const NO_FILE: [&str; 5] = ["//anon", "/anon_hugepage", "/dev/zero", "/memfd:", "/SYSV"];
+    // Kernel code changes while it runs: only a copy of the running one would do.
+    if file.kernel {
+        return Kind::NoFile;
+    }
+    match file.path.as_str() {
+        "[vdso]" => Kind::Vdso,
+        path if !path.starts_with('/') => Kind::NoFile,
+        path if NO_FILE.iter().any(|name| path.starts_with(name)) => Kind::NoFile,
+        _ => Kind::File,
+    }
+}
