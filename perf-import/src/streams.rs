@@ -176,6 +176,10 @@ fn pieces<'m>(chunks: &[(AuxTrace, &'m [u8])], marks: &Marks) -> Vec<Piece<'m>> 
         let next = chunks.get(index + 1).map(|(info, _)| info.offset);
         let mut offset = info.offset;
         let mut bytes = &bytes[..length(info.offset, bytes, next, &marks.ends)];
+        // A chunk without bytes begins nothing and continues nothing.
+        if bytes.is_empty() {
+            continue;
+        }
         let end = offset.saturating_add(bytes.len() as u64);
         let mut break_before = match end_before {
             None => Some(Break::Start),
