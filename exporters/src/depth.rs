@@ -1,40 +1,64 @@
 //! A bound on nesting, in front of any format.
 //!
 //! Perfetto's trace processor keeps 512 levels; the end of a deeper slice closes the wrong one, and nothing says so
-//! (`kMaxDepth` in its `slice_tracker.cc`). So deeper frames are folded into one slice that counts them.
+//! (`kMaxDepth` in its `slice_tracker.cc`). So deeper frames are folded into one slice that says how many they are. For the
+//! same reason every slice must end: an end without a begin is dropped here, and what is open at last is closed.
 
 use crate::timeline::{Category, Name, Timeline, Track};
+use std::collections::BTreeMap;
 use std::io;
 
-/// The deepest level at which a slice may lie, counted from 0.
+/// The deepest level at which a slice may lie, counted from 0: that of the `[+N deeper frames]`.
 pub const MAX_DEPTH: usize = 511;
 
 /// Hands on what is not too deep.
 pub struct DepthGuard {
     inner: Box<dyn Timeline>,
-    deeper: Name,
-    tracks: Vec<Depth>,
+    /// Names of folded slices by their number of frames.
+    deeper: BTreeMap<u64, Name>,
+    tracks: Vec<Nesting>,
+}
+
+/// How a track's slices nest for now.
+#[derive(Clone, Copy, Default)]
+struct Nesting {
+    open: usize,
+    /// Time of the last event.
+    last: u64,
+    /// What is open at [`MAX_DEPTH`] and deeper. Its slice is written when it ends, for only then it has its name; until then
+    /// nothing else is written to the track.
+    deeper: Deeper,
 }
 
 #[derive(Clone, Copy, Default)]
-struct Depth {
-    open: usize,
+struct Deeper {
+    since: u64,
+    frames: u64,
+    /// Calls that were folded into those frames by others.
     folded: u64,
 }
 
 impl DepthGuard {
     /// A guard before a timeline.
-    pub fn new(mut inner: Box<dyn Timeline>) -> Self {
-        let deeper = inner.name("[deeper frames]", Category::Folded);
-        Self { inner, deeper, tracks: Vec::new() }
+    pub fn new(inner: Box<dyn Timeline>) -> Self {
+        Self { inner, deeper: BTreeMap::new(), tracks: Vec::new() }
     }
 
-    fn depth(&mut self, track: Track) -> &mut Depth {
+    fn nesting(&mut self, track: Track) -> &mut Nesting {
         let index = track.0 as usize;
         if index >= self.tracks.len() {
-            self.tracks.resize(index + 1, Depth::default());
+            self.tracks.resize(index + 1, Nesting::default());
         }
         &mut self.tracks[index]
+    }
+
+    fn write_deeper(&mut self, track: Track, until: u64, deeper: Deeper) -> io::Result<()> {
+        let Deeper { since, frames, folded } = deeper;
+        let inner = &mut self.inner;
+        let new = || inner.name(&format!("[+{frames} deeper frames]"), Category::Folded);
+        let name = *self.deeper.entry(frames).or_insert_with(new);
+        self.inner.begin(track, since, name)?;
+        self.inner.end(track, until, frames.saturating_add(folded))
     }
 }
 
@@ -56,44 +80,44 @@ impl Timeline for DepthGuard {
     }
 
     fn begin(&mut self, track: Track, ns: u64, name: Name) -> io::Result<()> {
-        let deeper = self.deeper;
-        let depth = self.depth(track);
-        depth.open += 1;
-        match depth.open - 1 {
-            ..MAX_DEPTH => self.inner.begin(track, ns, name),
-            MAX_DEPTH => {
-                depth.folded += 1;
-                self.inner.begin(track, ns, deeper)
-            }
-            _ => {
-                depth.folded += 1;
-                Ok(())
-            }
+        let nesting = self.nesting(track);
+        let level = nesting.open;
+        nesting.open += 1;
+        nesting.last = ns;
+        if level < MAX_DEPTH {
+            return self.inner.begin(track, ns, name);
         }
+        if level == MAX_DEPTH {
+            nesting.deeper = Deeper { since: ns, ..Deeper::default() };
+        }
+        nesting.deeper.frames += 1;
+        Ok(())
     }
 
     fn end(&mut self, track: Track, ns: u64, folded: u64) -> io::Result<()> {
-        let depth = self.depth(track);
-        let Some(level) = depth.open.checked_sub(1) else { return Ok(()) };
-        depth.open = level;
-        match level {
-            ..MAX_DEPTH => self.inner.end(track, ns, folded),
-            MAX_DEPTH => {
-                let all = std::mem::take(&mut depth.folded) + folded;
-                self.inner.end(track, ns, all)
-            }
-            _ => {
-                depth.folded += folded;
-                Ok(())
-            }
+        let nesting = self.nesting(track);
+        let Some(level) = nesting.open.checked_sub(1) else { return Ok(()) };
+        nesting.open = level;
+        nesting.last = ns;
+        if level < MAX_DEPTH {
+            return self.inner.end(track, ns, folded);
         }
+        nesting.deeper.folded = nesting.deeper.folded.saturating_add(folded);
+        let deeper = nesting.deeper;
+        if level == MAX_DEPTH { self.write_deeper(track, ns, deeper) } else { Ok(()) }
     }
 
     fn metadata(&mut self, key: &str, value: &str) -> io::Result<()> {
         self.inner.metadata(key, value)
     }
 
-    fn finish(self: Box<Self>) -> io::Result<()> {
+    fn finish(mut self: Box<Self>) -> io::Result<()> {
+        for track in 0..self.tracks.len() {
+            let Nesting { open, last, .. } = self.tracks[track];
+            for _ in 0..open {
+                self.end(Track(track as u32), last, 0)?;
+            }
+        }
         self.inner.finish()
     }
 }

@@ -64,6 +64,6 @@ pub trait Timeline {
     /// Something true of the whole timeline.
     fn metadata(&mut self, key: &str, value: &str) -> io::Result<()>;
 
-    /// Writes what is left. All slices are ended.
+    /// Writes what is left. All slices are ended: [`DepthGuard`](crate::depth::DepthGuard) sees to it.
     fn finish(self: Box<Self>) -> io::Result<()>;
 }

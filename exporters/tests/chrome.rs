@@ -110,3 +110,9 @@ fn deep_calls_are_folded() {
         check(&Model::deep(depth));
     }
 }
+
+#[test]
+fn open_calls_are_closed() {
+    check(&Model::random(28, 5, 2000).cut());
+    check(&Model::deep(3000).cut());
+}

@@ -152,6 +152,13 @@ fn deep_calls() {
     check(&model, Format::Chrome);
 }
 
+#[test]
+fn open_calls() {
+    check(&Model::deep(3000).cut(), Format::Perfetto);
+    check(&Model::random(44, 5, 1000).cut(), Format::PerfettoGzip);
+    check(&Model::random(44, 5, 1000).cut(), Format::Chrome);
+}
+
 /// The checks can fail: a trace without the guard before it, one cut in the middle of a call, and no trace at all.
 #[test]
 fn faults_are_found() {

@@ -237,6 +237,16 @@ fn deep_calls_are_folded() {
 }
 
 #[test]
+fn open_calls_are_closed() {
+    let cut = Model::random(8, 5, 2000).cut();
+    assert!(cut.slices().len() > 1000);
+    check(&cut);
+    for depth in [100, 511, 512, 3000] {
+        check(&Model::deep(depth).cut());
+    }
+}
+
+#[test]
 fn no_slices_no_processes() {
     let sink = model::Sink::default();
     let mut timeline: Box<dyn Timeline> = Box::new(PerfettoWriter::new(sink.clone()));

@@ -7,6 +7,7 @@ use ptflow_exporters::gzip::Gzip;
 use ptflow_exporters::perfetto::PerfettoWriter;
 use ptflow_exporters::timeline::{Category, Timeline, Track};
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::rc::Rc;
 
@@ -119,7 +120,9 @@ impl Model {
                 let up = |thread: &mut Thread, open: &mut Vec<usize>, now: &mut u64, to: u64| {
                     while open.len() as u64 > to {
                         *now += 1;
-                        thread.end(open.pop().expect("not empty"), *now);
+                        let call = open.pop().expect("not empty");
+                        thread.calls[call].folded = (call % 7) as u64;
+                        thread.end(call, *now);
                     }
                 };
                 down(thread, &mut open, &mut now);
@@ -131,6 +134,31 @@ impl Model {
             }
         });
         model
+    }
+
+    /// The same, but each thread stops early, with calls open: they last until its last event.
+    pub fn cut(mut self) -> Self {
+        for thread in &mut self.threads {
+            thread.events.truncate(thread.events.len() * 2 / 5);
+            let begun = thread.events.iter().filter(|event| matches!(event, Event::Begin(_))).count();
+            thread.calls.truncate(begun);
+            let last = match thread.events.last() {
+                Some(Event::Begin(call)) => thread.calls[*call].begin,
+                Some(Event::End(call)) => thread.calls[*call].end,
+                None => 0,
+            };
+            let mut open: BTreeSet<usize> = (0..begun).collect();
+            for event in &thread.events {
+                if let Event::End(call) = event {
+                    open.remove(call);
+                }
+            }
+            assert!(thread.notes || !open.is_empty(), "nothing is open");
+            for call in open {
+                (thread.calls[call].end, thread.calls[call].folded) = (last, 0);
+            }
+        }
+        self
     }
 
     fn empty(seed: u64) -> Self {
@@ -209,8 +237,9 @@ impl Model {
         const LAST: usize = 511;
         let mut found = Vec::new();
         for thread in &self.threads {
-            let below = thread.sum_below();
-            for (call, below) in thread.calls.iter().zip(&below) {
+            let frames = thread.sums(|_| 1);
+            let calls = thread.sums(|call| 1 + call.folded);
+            for (index, call) in thread.calls.iter().enumerate() {
                 let named =
                     |call: &Call| (self.names[call.name].0.clone(), call.begin, call.end - call.begin);
                 let (mut name, mut category) = self.names[call.name].clone();
@@ -219,8 +248,8 @@ impl Model {
                     continue;
                 }
                 if call.depth == LAST {
-                    (name, category) = ("[deeper frames]".to_owned(), Category::Folded);
-                    folded = *below;
+                    (name, category) = (format!("[+{} deeper frames]", frames[index]), Category::Folded);
+                    folded = calls[index];
                 }
                 found.push(Slice {
                     track: track_name(thread.pid, thread.tid, thread.notes.then_some(NOTES)),
@@ -308,9 +337,9 @@ impl Thread {
         self.end(call, end);
     }
 
-    /// Of each call, how many calls its subtree has and hides.
-    fn sum_below(&self) -> Vec<u64> {
-        let mut sums: Vec<u64> = self.calls.iter().map(|call| 1 + call.folded).collect();
+    /// For each call, the sum over it and all calls below it.
+    fn sums(&self, of: impl Fn(&Call) -> u64) -> Vec<u64> {
+        let mut sums: Vec<u64> = self.calls.iter().map(of).collect();
         for (index, call) in self.calls.iter().enumerate().rev() {
             if let Some(parent) = call.parent {
                 sums[parent] += sums[index];
