@@ -34,8 +34,8 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let images = store.images();
     let bytes = capture.trace_bytes();
     compare(args)?;
-    let mut ours = vec![Vec::new(), Vec::new()];
-    let mut walls = vec![Vec::new(), Vec::new()];
+    let mut ours = [Vec::new(), Vec::new()];
+    let mut walls = [Vec::new(), Vec::new()];
     let mut theirs = Vec::new();
     let mut blocks = 0;
     for _ in 0..args.rounds.max(1) {
