@@ -99,6 +99,7 @@ pub fn decode(code: &[u8], addr: u64, mode: ExecMode) -> Option<Insn> {
 
 /// Decodes instruction after instruction of straight code.
 pub struct InsnStream<'c> {
+    code: &'c [u8],
     decoder: Decoder<'c>,
     insn: Instruction,
 }
@@ -107,7 +108,7 @@ impl<'c> InsnStream<'c> {
     /// Begins at the first byte of `code`, which lies at `addr`.
     pub fn new(code: &'c [u8], addr: u64, mode: ExecMode) -> Self {
         let decoder = Decoder::with_ip(bitness(mode), code, addr, DecoderOptions::NONE);
-        Self { decoder, insn: Instruction::default() }
+        Self { code, decoder, insn: Instruction::default() }
     }
 }
 
@@ -118,12 +119,31 @@ impl Iterator for InsnStream<'_> {
         if !self.decoder.can_decode() {
             return None;
         }
+        let (at, addr) = (self.decoder.position(), self.decoder.ip());
         self.decoder.decode_out(&mut self.insn);
         if self.insn.is_invalid() {
-            return None;
+            let len = jmpabs(self.code.get(at..)?).filter(|_| self.decoder.bitness() == 64)?;
+            self.decoder.set_position(at + len).ok()?;
+            self.decoder.set_ip(addr.wrapping_add(len as u64));
+            return Some(Insn { addr, len: len as u8, class: Class::JmpInd });
         }
         Some(Insn { addr: self.insn.ip(), len: self.insn.len() as u8, class: classify(&self.insn) })
     }
+}
+
+/// The length of a JMPABS at the start of `code`: REX2 with map 0 and without W, opcode A1, an absolute address of 64 bits
+/// (SDM vol. 2A, "JMPABS"). Where APX is off the first byte is no instruction of 64-bit mode.
+fn jmpabs(code: &[u8]) -> Option<usize> {
+    const LEN: usize = 11;
+    const MAP: u8 = 0x80;
+    const W: u8 = 0x08;
+    (code.len() >= LEN && code[0] == 0xd5 && code[1] & (MAP | W) == 0 && code[2] == 0xa1).then_some(LEN)
+}
+
+/// Whether VMLAUNCH or VMRESUME stands at the start of `code`.
+pub fn is_vm_entry(code: &[u8], mode: ExecMode) -> bool {
+    let insn = Decoder::new(bitness(mode), code, DecoderOptions::NONE).decode();
+    matches!(insn.mnemonic(), Mnemonic::Vmlaunch | Mnemonic::Vmresume)
 }
 
 fn classify(insn: &Instruction) -> Class {
@@ -207,6 +227,24 @@ mod tests {
         check(&[0x0f, 0x0b], Class::Fault);
         check(&[0xf3, 0xa4], Class::Plain); // rep movsb
         check(&[0xc5, 0xf8, 0x77], Class::Plain); // vzeroupper: shares bytes with a far pointer load
+    }
+
+    #[test]
+    fn jmpabs_is_an_indirect_jump() {
+        const CODE: [u8; 12] = [0xd5, 0x00, 0xa1, 1, 2, 3, 4, 5, 6, 7, 8, 0x90];
+        check(&CODE[..11], Class::JmpInd);
+        let insns: Vec<Insn> = InsnStream::new(&CODE, 0x1000, ExecMode::Bits64).collect();
+        assert_eq!(insns[1], Insn { addr: 0x100b, len: 1, class: Class::Plain });
+        assert_eq!(decode(&CODE[..10], 0, ExecMode::Bits64), None);
+        let with = |at: usize, byte| {
+            let mut code = CODE;
+            code[at] = byte;
+            decode(&code, 0, ExecMode::Bits64)
+        };
+        assert_eq!(with(1, 0x80), None); // another opcode map
+        assert_eq!(with(1, 0x08), None); // W
+        let aad = decode(&CODE, 0, ExecMode::Bits32).expect("AAD");
+        assert_eq!((aad.len, aad.class), (2, Class::Plain));
     }
 
     #[test]
