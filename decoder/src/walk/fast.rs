@@ -12,7 +12,7 @@ use crate::graph::{Exit, NOWHERE, NodeId};
 use crate::packet::{IpBytes, IpPayload};
 use crate::reader::MAX_PACKET;
 use crate::sink::{Leave, Run, Sink};
-use crate::units::Ip;
+use crate::units::{AuxOffset, Ip};
 
 /// Direct calls and links that may be stepped through for one packet.
 const MAX_FREE_STEPS: u32 = 10_000;
@@ -32,11 +32,13 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         let Place::At(ip) = self.cursor.place else { return };
         let here = self.reader.at();
         let data = self.reader.rest();
-        // Packets are read without looking at the end of the data each time.
-        let mut limit = data.len().saturating_sub(MAX_PACKET);
+        // Packets are read without looking at the end of the data each time. In damaged trace one could reach into
+        // the next unit.
+        let mut len = data.len();
         if here.piece == self.end.piece {
-            limit = limit.min(self.end.byte.saturating_sub(here.byte));
+            len = len.min(self.end.byte.saturating_sub(here.byte));
         }
+        let limit = len.saturating_sub(MAX_PACKET);
         if limit == 0 {
             return;
         }
@@ -62,9 +64,6 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
     /// Takes packets from `data` as long as they begin before `limit`; gives the bytes used.
     fn packets(&mut self, data: &[u8], limit: usize, node: &mut NodeId, mut budget: u32) -> usize {
         let mut pos = 0;
-        if self.cursor.tnt.count > 0 && self.outcomes(node, data, &mut pos) == Stop::Careful {
-            return pos;
-        }
         while pos < limit && budget > 0 {
             budget -= 1;
             let head = data[pos];
@@ -72,8 +71,10 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 // Short TNT: the stop bit is the top one set, the outcomes lie between it and bit 0.
                 let count = 6 - head.leading_zeros();
                 self.cursor.tnt.load(u64::from(head >> 1) & ((1 << count) - 1), count);
+                let at = pos;
                 pos += 1;
                 if self.outcomes(node, data, &mut pos) == Stop::Careful {
+                    self.stopped_in(at);
                     break;
                 }
                 continue;
@@ -93,14 +94,22 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 None => {
                     let Some((bits, count)) = long_tnt(data, pos) else { break };
                     self.cursor.tnt.load(bits, count);
+                    let at = pos;
                     pos += 8;
                     if self.outcomes(node, data, &mut pos) == Stop::Careful {
+                        self.stopped_in(at);
                         break;
                     }
                 }
             }
         }
         pos
+    }
+
+    /// The careful walker goes on with the outcomes of the packet at `pos`.
+    #[cold]
+    fn stopped_in(&mut self, pos: usize) {
+        self.packet_at = AuxOffset(self.reader.offset().0.wrapping_add(pos as u64));
     }
 
     /// Follows the outcomes in the queue.

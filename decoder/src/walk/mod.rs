@@ -176,7 +176,6 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
                 self.after_branches = true;
                 if self.cursor.tnt.count > 0 {
                     // The fast walker gave up inside a TNT packet.
-                    self.packet_at = self.reader.offset();
                     self.consume_tnt();
                 }
                 if self.reader.at() >= self.end {
