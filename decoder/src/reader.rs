@@ -49,6 +49,13 @@ impl<'a, 'm> Reader<'a, 'm> {
         self.pieces.get(self.at.piece).and_then(|piece| piece.bytes.get(self.at.byte..)).unwrap_or(&[])
     }
 
+    /// As [`Self::rest`], with up to `before` bytes of the piece in front; how many those are stands first.
+    pub fn rest_and_before(&self, before: usize) -> (usize, &'m [u8]) {
+        let back = before.min(self.at.byte);
+        let piece = self.pieces.get(self.at.piece);
+        (back, piece.and_then(|piece| piece.bytes.get(self.at.byte - back..)).unwrap_or(&[]))
+    }
+
     fn next_piece(&self, piece: usize) -> Option<&'a Piece<'m>> {
         self.pieces.get(piece + 1).filter(|next| next.break_before.is_none())
     }

@@ -37,6 +37,8 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 self.bind(packet);
                 self.pending.fup_is_bound = !abort;
             }
+            // SKD010: behind an overflow without a FUP of its own, this one's FUP ends it.
+            Packet::ModeTsx { .. } if self.cursor.place == Place::Overflowed => self.bind(packet),
             // These wait for an EXSTOP, a CFE, or the event itself.
             Packet::Mwait { .. } | Packet::Evd { .. } => self.bind(packet),
             Packet::Cfe { ip: false, .. } if self.is_on() => self.bind(packet),
@@ -91,16 +93,27 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         self.bound.clear();
     }
 
-    /// The FUP of bound packets: goes to the address where the code leads there; flow goes on either way.
+    /// The FUP of bound packets: goes to the address where the code leads there; flow goes on either way. Where the
+    /// flow is not known, it is known again: control is at this address.
     pub(super) fn bound_fup(&mut self, ip: Option<Ip>) {
-        if let Some(ip) = ip
-            && matches!(self.cursor.place, Place::At(_))
-            && self.free_path(|at, _| at == ip)
-        {
-            // The path was looked at just now: this cannot fail.
-            let _ = self.walk_to(ip);
+        if let Some(ip) = ip {
+            match self.cursor.place {
+                Place::At(_) if self.free_path(|at, _| at == ip) => {
+                    // The path was looked at just now: this cannot fail.
+                    let _ = self.walk_to(ip);
+                }
+                // Of a PEBS record the address is that of the event, which may lie behind.
+                Place::NoImage | Place::Lost if !self.waits_for_record() && self.code.has_code(ip) => {
+                    self.resync(ip);
+                }
+                _ => {}
+            }
         }
         self.flush_bound(ip);
+    }
+
+    fn waits_for_record(&self) -> bool {
+        self.bound.iter().any(|packet| matches!(packet, Packet::Bep { .. }))
     }
 
     /// The PTWRITE that a PTW without address belongs to is the next one on the way; goes to it.

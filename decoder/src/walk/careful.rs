@@ -6,11 +6,11 @@
 use super::cursor::Place;
 use super::steps::{Leash, Stuck};
 use super::{PsbPlus, Walker};
-use crate::insn::Class;
 use crate::ledger::LossReason;
 use crate::packet::lexer::LexError;
 use crate::packet::{IpBytes, IpPayload, LastIp, Packet};
 use crate::profile::EdgeKind;
+use crate::psb::{PSB, next_psb};
 use crate::sink::{Event, Off, Sink};
 use crate::units::Ip;
 
@@ -57,6 +57,13 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 self.ledger.decoded += 1;
                 true
             }
+            Some(Ok((_, len))) if self.reaches_behind_end(len) => {
+                let at = self.reader.at();
+                let rest = self.reader.rest().len();
+                let bytes = if at.piece == self.end.piece { self.end.byte - at.byte } else { rest };
+                self.lose_bytes(LossReason::BadPacket, bytes);
+                true
+            }
             Some(Ok((packet, len))) => {
                 self.advance(len);
                 let used = self.apply(packet);
@@ -87,12 +94,11 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         }
     }
 
-    /// SKD007: an OVF took the place of a CYC's second byte.
-    fn is_cyc_cut_by_overflow(&self, packet: Packet, len: usize) -> bool {
-        self.errata.skd007
-            && len == 2
-            && matches!(packet, Packet::Cyc { .. })
-            && self.reader.rest().get(1..3) == Some(&[0x02, 0xf3])
+    /// A PSB is never part of another packet: bytes that reach into the next unit's are none.
+    fn reaches_behind_end(&self, len: usize) -> bool {
+        let mut behind = self.reader.clone();
+        behind.skip(len);
+        behind.at() > self.end
     }
 
     /// The packets that close the unit: the next unit's PSB+, which says where the walk ends. Its bytes are the next
@@ -125,18 +131,30 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         self.advance(bytes);
     }
 
-    /// Bytes that are no packet: only a PSB is a safe point to go on from.
+    /// Bytes that are no packet: only a PSB is a safe point to go on from. Damage may end in a PSB, and what was taken
+    /// for a packet have its first bytes: such a PSB counts from here on.
     fn skip_to_psb(&mut self) {
         self.pending.psb = None;
         self.cursor.last_ip_known = false;
         self.reader.reset_context();
-        let mut rest = self.reader.rest();
         let at = self.reader.at();
+        let (back, mut bytes) = self.reader.rest_and_before(PSB.len() - 1);
         if at.piece == self.end.piece {
-            rest = &rest[..rest.len().min(self.end.byte - at.byte)];
+            bytes = &bytes[..bytes.len().min(self.end.byte.saturating_sub(at.byte) + back)];
         }
-        let skip = crate::psb::next_psb(rest, 0).unwrap_or(rest.len());
-        self.lose_bytes(LossReason::BadPacket, skip.max(1));
+        match next_psb(bytes, 0) {
+            Some(psb) if psb < back => {
+                self.lose_bytes(LossReason::BadPacket, 0);
+                let rest = psb + PSB.len() - back;
+                self.advance(rest);
+                self.ledger.decoded += rest as u64;
+                self.apply(Packet::Psb);
+            }
+            psb => {
+                let skip = psb.unwrap_or(bytes.len()) - back;
+                self.lose_bytes(LossReason::BadPacket, skip.max(1));
+            }
+        }
     }
 
     fn apply(&mut self, packet: Packet) -> Used {
@@ -313,29 +331,6 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         self.cursor.tnt.clear();
     }
 
-    /// BDM70: whether a TIP.PGE comes next; PSB+ then should not have had an address.
-    fn enable_follows(&self) -> bool {
-        let mut ahead = self.reader.clone();
-        while let Some(Ok((packet, len))) = ahead.read() {
-            match packet {
-                Packet::TipPge(_) => return true,
-                Packet::Pad
-                | Packet::Tsc { .. }
-                | Packet::Tma { .. }
-                | Packet::Mtc { .. }
-                | Packet::Cyc { .. }
-                | Packet::Cbr { .. }
-                | Packet::Pip { .. }
-                | Packet::ModeExec { .. }
-                | Packet::ModeTsx { .. }
-                | Packet::Vmcs { .. }
-                | Packet::Mnt { .. } => ahead.skip(len),
-                _ => return false,
-            };
-        }
-        false
-    }
-
     // ---- on, off, overflow
 
     fn set_mode(&mut self, mode: crate::packet::ExecMode) {
@@ -395,6 +390,13 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         self.pending.mode = None;
         let fup = self.pending.fup.take();
         let used = match (self.cursor.place, fup) {
+            // SKD022: a VM entry is no event; its FUP should not be there.
+            (Place::At(at), Some(from)) if self.errata.skd022 && at == from && self.is_vm_entry(at) => {
+                match self.disable_at_branch(to) {
+                    Ok(()) => Used::Yes,
+                    Err(stuck) => self.stuck(stuck),
+                }
+            }
             (Place::At(_) | Place::NoImage, Some(from)) => {
                 self.row(EdgeKind::Async, Some(from), to, true);
                 self.went_off(from, to, Off::Async);
@@ -464,21 +466,35 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             return Used::Yes;
         }
         let Some(ip) = ip else { return Used::Yes };
+        let used = self.event_fup(ip);
         self.flush_bound(Some(ip));
+        used
+    }
+
+    /// The source of an event, or the end of an overflow.
+    fn event_fup(&mut self, ip: Ip) -> Used {
         match self.cursor.place {
-            Place::Overflowed if self.errata.apl12 && self.enable_follows() => Used::Yes,
+            Place::Overflowed if self.errata.apl12 && self.is_off_after_overflow() => Used::Yes,
             Place::Overflowed => {
                 self.choose_space();
                 self.resync(ip);
                 Used::Yes
             }
-            Place::At(_) => match self.walk_to_event(ip) {
-                Ok(()) => {
-                    self.pending.fup = Some(ip);
-                    Used::Yes
+            Place::At(_) => {
+                match self.walk_to_event(ip) {
+                    Ok(()) => {}
+                    Err(Stuck::Loss(LossReason::NoImage)) if !self.code.has_code(ip) => {
+                        self.lose(LossReason::NoImage, Place::NoImage);
+                    }
+                    Err(Stuck::Loss(reason)) => {
+                        // The way here is lost, but not the address, which stands for itself.
+                        self.lose(reason, Place::Lost);
+                        self.resync(ip);
+                    }
                 }
-                Err(stuck) => self.stuck(stuck),
-            },
+                self.pending.fup = Some(ip);
+                Used::Yes
+            }
             Place::NoImage => {
                 self.pending.fup = Some(ip);
                 Used::Yes
@@ -499,34 +515,15 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         self.context.config.event_trace && self.pending.mode.is_some()
     }
 
-    /// Walks to the source of an event.
-    fn walk_to_event(&mut self, ip: Ip) -> Result<(), Stuck> {
-        if !self.errata.fup_with_next_ip && !self.errata.bdm64 {
-            return self.walk_to(ip);
+    /// Code without an image: the first target in known code is where the flow is known again.
+    fn leave_unknown_code(&mut self, to: Ip) -> Used {
+        self.take_mode();
+        if self.code.has_code(to) {
+            self.resume_from_unknown(to);
+            Used::Yes
+        } else {
+            Used::No
         }
-        if self.free_path(|at, _| at == ip) {
-            return self.walk_to(ip);
-        }
-        if self.errata.fup_with_next_ip {
-            // Goldmont: the address behind an indirect branch stands for the branch itself.
-            let mut last = None;
-            self.free_path(|at, class| {
-                last = Some((at, class));
-                false
-            });
-            if let Some((at, Class::JmpInd | Class::CallInd | Class::Ret)) = last
-                && self.code.insn(at, self.cursor.mode).is_some_and(|insn| insn.next() == ip.0)
-            {
-                return self.walk_to(at);
-            }
-        }
-        if self.errata.bdm64 && self.bound.iter().any(|packet| matches!(packet, Packet::ModeTsx { .. })) {
-            // The branch before a transaction's abort was recorded wrongly: only the abort's own address counts.
-            self.lose(LossReason::Desync, Place::Lost);
-            self.resync(ip);
-            return Ok(());
-        }
-        self.walk_to(ip)
     }
 
     fn tip(&mut self, payload: IpPayload) -> Used {
@@ -545,7 +542,9 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 }
                 let (from, at) = (self.code.site(from), self.code.site(to));
                 if self.cursor.place == Place::NoImage {
-                    self.resume_from_unknown(to);
+                    if self.code.has_code(to) {
+                        self.resume_from_unknown(to);
+                    }
                 } else {
                     self.sink.event(Event::Async { from, to: at }, self.mark);
                     self.arrive(to);
@@ -555,20 +554,19 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 }
                 Used::Yes
             }
-            (Place::At(_), None) => match self.walk_to_tip(to) {
-                Ok(()) => Used::Yes,
-                Err(stuck) => self.stuck(stuck),
-            },
-            // Code without an image: the first target in known code is where the flow is known again.
-            (Place::NoImage, None) => {
-                self.take_mode();
-                if self.code.has_code(to) {
-                    self.resume_from_unknown(to);
-                    Used::Yes
-                } else {
-                    Used::No
+            (Place::At(_), None) => {
+                let mode = self.pending.mode;
+                match self.walk_to_tip(to) {
+                    Ok(()) => Used::Yes,
+                    Err(stuck @ Stuck::Loss(LossReason::NoImage)) => {
+                        self.stuck(stuck);
+                        self.pending.mode = mode;
+                        self.leave_unknown_code(to)
+                    }
+                    Err(stuck) => self.stuck(stuck),
                 }
             }
+            (Place::NoImage, None) => self.leave_unknown_code(to),
             (Place::Lost, _) => {
                 if self.is_sure(to) {
                     self.take_mode();

@@ -9,6 +9,7 @@
 mod bound;
 mod careful;
 pub(crate) mod cursor;
+mod errata;
 mod fast;
 mod resync;
 mod steps;

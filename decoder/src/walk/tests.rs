@@ -1,7 +1,7 @@
 //! Small programs, hand-made traces, expected flow; each run by every engine.
 
 use super::{Context, Engine};
-use crate::config::PtConfig;
+use crate::config::{CpuModel, PtConfig};
 use crate::image::{AddressSpace, AddressSpaces, CodeImage, CodeRegion, Images, Mapping};
 use crate::ledger::LossReason;
 use crate::packet::encoder::encode;
@@ -40,6 +40,10 @@ fn encoded(packets: &[Packet]) -> Vec<u8> {
 }
 
 fn decode(code: &[u8], bytes: &[u8], engine: Engine) -> Counts {
+    decode_as(code, bytes, engine, &PtConfig::default(), 1 << 20)
+}
+
+fn decode_as(code: &[u8], bytes: &[u8], engine: Engine, config: &PtConfig, unit_bytes: usize) -> Counts {
     let mut images = Images::default();
     let image = images.push(CodeImage::new(vec![CodeRegion { start: Svma(0x1000), bytes: code }]));
     let mapping = Mapping { start: Ip(BASE), end: Ip(BASE + code.len() as u64), image, svma: Svma(0x1000) };
@@ -47,9 +51,8 @@ fn decode(code: &[u8], bytes: &[u8], engine: Engine) -> Counts {
     let piece = Piece { offset: AuxOffset(0), bytes, break_before: Some(Break::Start), reference: None };
     let stream = TraceStream { pieces: vec![piece] };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool");
-    let config = PtConfig::default();
-    let context = Context { stream: &stream, images: &images, spaces: &spaces, config: &config };
-    let options = Options { pool: &pool, engine, unit_bytes: 1 << 20, progress: &|_| {} };
+    let context = Context { stream: &stream, images: &images, spaces: &spaces, config };
+    let options = Options { pool: &pool, engine, unit_bytes, progress: &|_| {} };
     let counts = count(&[context], &options);
     let ledger = &counts.ledgers[0];
     assert_eq!(ledger.decoded + ledger.lost(), stream.len(), "the ledger adds up");
@@ -64,8 +67,22 @@ fn check(code: &[u8], packets: &[Packet], rows: &str, losses: &[LossReason]) {
 /// `rows`: lines of `kind from to taken not_taken`, addresses relative to the code's start.
 #[track_caller]
 fn check_bytes(code: &[u8], bytes: &[u8], rows: &str, losses: &[LossReason]) {
+    check_config(&PtConfig::default(), code, bytes, rows, losses);
+}
+
+#[track_caller]
+fn check_cpu(model: u16, code: &[u8], packets: &[Packet], rows: &str, losses: &[LossReason]) {
+    let cpu = Some(CpuModel { family: 6, model, stepping: 1 });
+    check_config(&PtConfig { cpu, ..PtConfig::default() }, code, &encoded(packets), rows, losses);
+}
+
+#[track_caller]
+fn check_config(config: &PtConfig, code: &[u8], bytes: &[u8], rows: &str, losses: &[LossReason]) {
+    let careful = decode_as(code, bytes, Engine::Careful, config, 1 << 20);
     for engine in [Engine::Careful, Engine::Fast, Engine::Interrupted(1), Engine::Interrupted(2)] {
-        let counts = decode(code, bytes, engine);
+        let counts = decode_as(code, bytes, engine, config, 1 << 20);
+        assert_eq!(counts.instructions, careful.instructions, "{engine:?}");
+        assert_eq!(counts.ledgers[0].losses, careful.ledgers[0].losses, "{engine:?}");
         let found: Vec<String> = counts
             .rows
             .iter()
@@ -278,4 +295,124 @@ fn bad_bytes_are_lost_up_to_the_next_psb() {
          call 0 10 2 0",
         &[LossReason::BadPacket],
     );
+}
+
+#[test]
+fn a_psb_whose_first_bytes_a_packet_took_still_counts() {
+    let mut bytes = Vec::new();
+    for packet in start(BASE).iter().chain(&[tnt("!")]) {
+        encode(packet, &mut bytes);
+    }
+    bytes.extend_from_slice(&[0x02, 0xc3, 0x88]); // MNT, cut off before its payload
+    for packet in start(BASE).iter().chain(&[tnt(".")]) {
+        encode(packet, &mut bytes);
+    }
+    bytes.extend_from_slice(&[0; 32]);
+    let rows = "jcc 12 10 1 1
+                call 0 10 2 0";
+    check_bytes(PROGRAM, &bytes, rows, &[LossReason::BadPacket]);
+    // The same with a unit for each PSB: the packet may not reach into the next unit.
+    for engine in [Engine::Careful, Engine::Fast] {
+        let counts = decode_as(PROGRAM, &bytes, engine, &PtConfig::default(), 20);
+        assert_eq!(counts.units, 2);
+        assert_eq!(counts.rows, decode(PROGRAM, &bytes, engine).rows);
+        assert_eq!(counts.ledgers[0].lost(), 3);
+    }
+}
+
+#[test]
+fn outcomes_that_run_out_of_code_are_lost_from_their_packet_on() {
+    let code = [0x75, 0xfe, 0x90, 0xeb, 0x40]; // jnz to itself; nop; jmp where nothing is
+    let mut packets = start(BASE);
+    packets.extend([tnt("!!.!"), Packet::Tip(full(BASE))]);
+    check(&code, &packets, "jcc 0 0 2 1\njmp 3 ?401045 1 0", &[LossReason::NoImage]);
+    let counts = decode(&code, &encoded(&packets), Engine::Fast);
+    let tnt_at = encoded(&start(BASE)).len() as u64 - 32;
+    assert_eq!(counts.ledgers[0].losses[0].from, AuxOffset(tnt_at));
+}
+
+#[test]
+fn an_event_that_no_way_leads_to_is_where_the_flow_is() {
+    let mut packets = start(BASE + 5);
+    packets.extend([
+        Packet::Fup(full(BASE + 0x10)), // behind jmp rax
+        Packet::Tip(full(BASE + 7)),
+        Packet::TipPgd(none()),
+    ]);
+    check(PROGRAM, &packets, "syscall 8 - 1 0\nasync 10 7 1 0", &[LossReason::Desync]);
+}
+
+#[test]
+fn the_address_of_a_bound_packet_ends_unknown_code() {
+    let mut packets = start(BASE + 5);
+    packets.extend([
+        Packet::Tip(full(0x7f00_0000_0000)),
+        Packet::Ptw { payload: 1, wide: false, ip: true },
+        Packet::Fup(full(BASE + 7)),
+        Packet::TipPgd(none()),
+    ]);
+    check(PROGRAM, &packets, "jmp_ind 5 ?7f0000000000 1 0\nsyscall 8 - 1 0", &[LossReason::NoImage]);
+}
+
+#[test]
+fn the_tip_that_leaves_unknown_code_is_used() {
+    let code = [0xeb, 0x40, 0x0f, 0x05]; // jmp where nothing is; syscall
+    let mut packets = start(BASE);
+    packets.extend([Packet::Tip(full(BASE + 2)), Packet::TipPgd(none())]);
+    check(&code, &packets, "jmp 0 ?401042 1 0\nsyscall 2 - 1 0", &[LossReason::NoImage]);
+}
+
+#[test]
+fn jmpabs_takes_a_tip() {
+    let code = [0xd5, 0, 0xa1, 0x0c, 0x10, 0x40, 0, 0, 0, 0, 0, 0xf4, 0x0f, 0x05];
+    let mut packets = start(BASE);
+    packets.extend([Packet::Tip(full(BASE + 0xc)), Packet::TipPgd(none())]);
+    check(&code, &packets, "jmp_ind 0 c 1 0\nsyscall c - 1 0", &[]);
+}
+
+#[test]
+fn erratum_bdm64_a_wrong_branch_before_an_abort() {
+    // 00 je 06; 02 nop; 03 je 00; 05 hlt; 06 hlt; 07 nop; 08 hlt
+    let code = [0x74, 0x04, 0x90, 0x74, 0xfb, 0xf4, 0xf4, 0x90, 0xf4];
+    let mut packets = start(BASE);
+    packets.extend([
+        tnt("."),
+        Packet::ModeTsx { in_tx: false, abort: true },
+        Packet::Fup(full(BASE + 6)),
+        Packet::Tip(full(BASE + 7)),
+        Packet::Fup(full(BASE + 8)),
+        Packet::TipPgd(none()),
+    ]);
+    let rows = "jcc 0 6 0 1\nasync 6 7 1 0\nasync 8 - 1 0";
+    check_cpu(0x4f, &code, &packets, rows, &[LossReason::Desync]);
+    let cpu = Some(CpuModel { family: 6, model: 0x4f, stepping: 1 });
+    let config = PtConfig { cpu, ..PtConfig::default() };
+    // The je and the handler's nop; nothing that the wrong outcome leads to.
+    assert_eq!(decode_as(&code, &encoded(&packets), Engine::Fast, &config, 1 << 20).instructions, 2);
+}
+
+#[test]
+fn erratum_apl12_a_fup_after_an_overflow_while_tracing_is_off() {
+    let mut packets = start(BASE);
+    packets.extend([
+        Packet::Ovf,
+        Packet::Fup(full(BASE + 0x10)),
+        Packet::Psb,
+        Packet::PsbEnd,
+        Packet::TipPge(full(BASE + 8)),
+        Packet::TipPgd(none()),
+    ]);
+    check_cpu(0x5c, PROGRAM, &packets, "syscall 8 - 1 0\nresume - 8 1 0", &[LossReason::Overflow]);
+    packets.truncate(5);
+    packets.extend([tnt("."), Packet::Tip(full(BASE + 7))]);
+    check_cpu(0x5c, PROGRAM, &packets, "jcc 12 10 0 1\nret 14 7 1 0", &[LossReason::Overflow]);
+}
+
+#[test]
+fn erratum_skd022_a_vm_entry_is_no_event() {
+    let code = [0x90, 0x0f, 0x01, 0xc2, 0xf4]; // nop; vmlaunch; hlt
+    let mut packets = start(BASE);
+    packets.extend([Packet::Fup(full(BASE + 1)), Packet::TipPgd(none())]);
+    check_cpu(0x55, &code, &packets, "far 1 - 1 0", &[]);
+    check_cpu(0x4f, &code, &packets, "async 1 - 1 0", &[]);
 }
