@@ -93,16 +93,16 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         self.bound.clear();
     }
 
-    /// The FUP of bound packets: goes to the address where the code leads there; flow goes on either way. Where the
-    /// flow is not known, it is known again: control is at this address.
+    /// The FUP of bound packets: control is at its address, and flow goes on from there.
     pub(super) fn bound_fup(&mut self, ip: Option<Ip>) {
         if let Some(ip) = ip {
             match self.cursor.place {
-                Place::At(_) if self.free_path(|at, _| at == ip) => {
-                    // The path was looked at just now: this cannot fail.
-                    let _ = self.walk_to(ip);
-                }
                 // Of a PEBS record the address is that of the event, which may lie behind.
+                Place::At(_) if self.waits_for_record() && !self.free_path(|at, _| at == ip) => {}
+                Place::At(_) => {
+                    let walk = self.walk_to(ip);
+                    self.reached(ip, walk);
+                }
                 Place::NoImage | Place::Lost if !self.waits_for_record() && self.code.has_code(ip) => {
                     self.resync(ip);
                 }

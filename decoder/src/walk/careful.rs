@@ -101,22 +101,6 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         behind.at() > self.end
     }
 
-    /// The packets that close the unit: the next unit's PSB+, which says where the walk ends. Its bytes are the next
-    /// unit's.
-    pub(super) fn seam(&mut self) {
-        if self.reader.at() != self.end || !matches!(self.reader.peek(), Some(Ok((Packet::Psb, _)))) {
-            return;
-        }
-        self.packet_at = self.reader.offset();
-        while let Some(Ok((packet, len))) = self.reader.read() {
-            self.advance(len);
-            self.apply(packet);
-            if self.pending.psb.is_none() {
-                break;
-            }
-        }
-    }
-
     pub(super) fn advance(&mut self, bytes: usize) {
         if self.reader.skip(bytes) {
             self.clock.set_reference(self.reader.reference());
@@ -157,7 +141,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         }
     }
 
-    fn apply(&mut self, packet: Packet) -> Used {
+    pub(super) fn apply(&mut self, packet: Packet) -> Used {
         if self.pending.psb.is_some() {
             return self.apply_in_psb(packet);
         }
@@ -214,13 +198,13 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
     }
 
     /// An address that no CPU sends: the bytes are not what they seem.
-    fn bad_ip(&mut self) -> Used {
+    pub(super) fn bad_ip(&mut self) -> Used {
         self.lose(LossReason::BadPacket, Place::Lost);
         Used::No
     }
 
     /// Packets that carry time or state and no flow.
-    fn status(&mut self, packet: Packet) -> Used {
+    pub(super) fn status(&mut self, packet: Packet) -> Used {
         if self.timed {
             let ordinal = self.mark.ordinal;
             match packet {
@@ -255,85 +239,9 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         Used::No
     }
 
-    // ---- PSB+
-
-    fn apply_in_psb(&mut self, packet: Packet) -> Used {
-        let Some(mut psb) = self.pending.psb else { return Used::Yes };
-        match packet {
-            Packet::ModeExec { mode, .. } => psb.mode = Some(mode),
-            Packet::Fup(payload) => match self.take_ip(payload) {
-                Ok(ip) => psb.ip = ip,
-                Err(BadIp) => {
-                    self.pending.psb = None;
-                    return self.bad_ip();
-                }
-            },
-            Packet::PsbEnd => {
-                self.pending.psb = None;
-                self.finish_psb(psb);
-                return Used::Yes;
-            }
-            Packet::Ovf => {
-                self.pending.psb = None;
-                self.overflow();
-                return Used::Yes;
-            }
-            Packet::Psb => psb = PsbPlus::default(),
-            Packet::Pad
-            | Packet::Tsc { .. }
-            | Packet::Tma { .. }
-            | Packet::Mtc { .. }
-            | Packet::Cyc { .. }
-            | Packet::Cbr { .. }
-            | Packet::Pip { .. }
-            | Packet::Vmcs { .. }
-            | Packet::Mnt { .. }
-            | Packet::ModeTsx { .. } => {
-                self.status(packet);
-            }
-            _ => {
-                self.pending.psb = None;
-                self.lose(LossReason::Desync, Place::Lost);
-                return Used::No;
-            }
-        }
-        self.pending.psb = Some(psb);
-        Used::Yes
-    }
-
-    /// PSBEND: walks to the address that PSB+ gave; everything from before is forgotten here.
-    fn finish_psb(&mut self, mut psb: PsbPlus) {
-        if self.errata.bdm70 && !self.is_on() && self.enable_follows() {
-            psb = PsbPlus::default();
-        }
-        if let Some(mode) = psb.mode {
-            self.set_mode(mode);
-        }
-        self.choose_space();
-        match (self.cursor.place, psb.ip) {
-            (Place::At(_), Some(ip)) => match self.walk_to(ip) {
-                Ok(()) => {
-                    self.cursor.stack.clear();
-                    self.cursor.unknown_below = false;
-                }
-                Err(Stuck::Loss(reason)) => {
-                    self.lose(reason, Place::Lost);
-                    self.resync(ip);
-                }
-            },
-            (_, Some(ip)) => self.resync(ip),
-            (Place::At(_), None) => {
-                self.lose(LossReason::Desync, Place::Lost);
-                self.switch_off();
-            }
-            (_, None) => self.switch_off(),
-        }
-        self.cursor.tnt.clear();
-    }
-
     // ---- on, off, overflow
 
-    fn set_mode(&mut self, mode: crate::packet::ExecMode) {
+    pub(super) fn set_mode(&mut self, mode: crate::packet::ExecMode) {
         if mode != self.cursor.mode {
             self.cursor.mode = mode;
             self.graph.forget_ips();
@@ -413,7 +321,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         used
     }
 
-    fn switch_off(&mut self) {
+    pub(super) fn switch_off(&mut self) {
         self.close_loss();
         self.cursor.place = Place::Off;
         self.cursor.tnt.clear();
@@ -431,7 +339,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         self.mark.switches += 1;
     }
 
-    fn overflow(&mut self) {
+    pub(super) fn overflow(&mut self) {
         if self.timed {
             self.clock.overflow(self.mark.ordinal);
         }
@@ -481,17 +389,8 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 Used::Yes
             }
             Place::At(_) => {
-                match self.walk_to_event(ip) {
-                    Ok(()) => {}
-                    Err(Stuck::Loss(LossReason::NoImage)) if !self.code.has_code(ip) => {
-                        self.lose(LossReason::NoImage, Place::NoImage);
-                    }
-                    Err(Stuck::Loss(reason)) => {
-                        // The way here is lost, but not the address, which stands for itself.
-                        self.lose(reason, Place::Lost);
-                        self.resync(ip);
-                    }
-                }
+                let walk = self.walk_to_event(ip);
+                self.reached(ip, walk);
                 self.pending.fup = Some(ip);
                 Used::Yes
             }
@@ -505,6 +404,21 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 self.resync(ip);
                 self.pending.fup = Some(ip);
                 Used::Yes
+            }
+        }
+    }
+
+    /// The walk to a FUP's address is done. Where it failed the way is lost, but not the address, which stands for
+    /// itself.
+    pub(super) fn reached(&mut self, ip: Ip, walk: Result<(), Stuck>) {
+        match walk {
+            Ok(()) => {}
+            Err(Stuck::Loss(LossReason::NoImage)) if !self.code.has_code(ip) => {
+                self.lose(LossReason::NoImage, Place::NoImage);
+            }
+            Err(Stuck::Loss(reason)) => {
+                self.lose(reason, Place::Lost);
+                self.resync(ip);
             }
         }
     }

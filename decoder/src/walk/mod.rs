@@ -11,6 +11,7 @@ mod careful;
 pub(crate) mod cursor;
 mod errata;
 mod fast;
+mod psb_plus;
 mod resync;
 mod steps;
 
