@@ -1,7 +1,8 @@
 //! Cutting streams into work units at PSBs.
 //!
-//! A PSB clears all packet state (SDM, "Packet Stream Boundary Packet"), so what begins at one needs nothing from
-//! before it. Units are cut near equal distances, so only the bytes around each cut are searched.
+//! A PSB clears all packet state (SDM, "Packet Stream Boundary Packet"), and the status packets behind it say where
+//! control is and in what mode, so what begins there needs nothing from before it. Units are cut near equal distances,
+//! so only the bytes around each cut are searched.
 //!
 //! ```text
 //! stream  ├─junk─┤PSB┄┄┄┄┄┄PSB┄┄┄┄┄┄┤ hole ├─junk─┤PSB┄┄┄┄┄┄┄┄┤
@@ -9,8 +10,9 @@
 //! ```
 
 use crate::ledger::{Ledger, Loss, LossReason};
-use crate::psb::next_psb;
-use crate::reader::Position;
+use crate::packet::Packet;
+use crate::psb::{PSB, is_in_psb_plus, next_psb};
+use crate::reader::{Position, Reader};
 use crate::stream::{Break, Piece, TraceStream};
 use crate::units::AuxOffset;
 
@@ -97,7 +99,7 @@ fn cut_stretch(
     }
     let mut from = first;
     while from < end {
-        let next = find(pieces, advance(pieces, from, end, unit_bytes), end).unwrap_or(end);
+        let next = find_whole(pieces, advance(pieces, from, end, unit_bytes), end).unwrap_or(end);
         plan.units.push(Unit {
             stream,
             from,
@@ -125,11 +127,41 @@ fn advance(pieces: &[Piece<'_>], mut at: Position, end: Position, mut bytes: usi
     }
 }
 
-/// The next PSB that lies in one piece. One that straddles two is no place to cut, and no harm done.
+/// The next PSB whose status packets are whole. Where an overflow took some of them, what is known from before (such
+/// as the mode) must help: there is no place to cut.
+fn find_whole(pieces: &[Piece<'_>], mut at: Position, end: Position) -> Option<Position> {
+    loop {
+        let psb = find(pieces, at, end)?;
+        let mut status = Reader::of(pieces, advance(pieces, psb, end, PSB.len()));
+        loop {
+            match status.read() {
+                Some(Ok((Packet::PsbEnd, _))) => return Some(psb),
+                Some(Ok((packet, len))) if is_in_psb_plus(packet) => _ = status.skip(len),
+                _ => break,
+            }
+        }
+        at = status.at();
+    }
+}
+
+/// The next PSB, which may straddle pieces. What one is says [`next_psb`].
 fn find(pieces: &[Piece<'_>], mut at: Position, end: Position) -> Option<Position> {
     loop {
-        if let Some(byte) = next_psb(pieces[at.piece].bytes, at.byte) {
-            return Some(Position { byte, ..at });
+        let bytes = pieces[at.piece].bytes;
+        // The last bytes of the piece may begin a PSB, or go on a run of which only the last 16 bytes are one.
+        let tail = bytes.len().saturating_sub(PSB.len() - 1).max(at.byte);
+        let found = next_psb(bytes, at.byte)
+            .or_else(|| (tail..bytes.len()).find(|&byte| starts_psb(pieces, Position { byte, ..at }, end)));
+        if let Some(byte) = found {
+            let mut psb = Position { byte, ..at };
+            // Two bytes on is the same run, unless that is behind its last PSB.
+            loop {
+                let next = advance(pieces, psb, end, 2);
+                if !starts_psb(pieces, next, end) {
+                    return Some(psb);
+                }
+                psb = next;
+            }
         }
         if at.piece == end.piece {
             return None;
@@ -138,10 +170,21 @@ fn find(pieces: &[Piece<'_>], mut at: Position, end: Position) -> Option<Positio
     }
 }
 
+/// True where the 16 bytes from `at` on are a PSB's, in one piece or several.
+fn starts_psb(pieces: &[Piece<'_>], at: Position, end: Position) -> bool {
+    let pieces = &pieces[at.piece..=end.piece];
+    let bytes = pieces
+        .iter()
+        .enumerate()
+        .flat_map(|(index, piece)| piece.bytes.get(if index == 0 { at.byte } else { 0 }..).unwrap_or(&[]));
+    bytes.take(PSB.len()).eq(PSB.iter())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::psb::PSB;
+
+    const PSBEND: [u8; 2] = [0x02, 0x23];
 
     fn piece(offset: u64, bytes: &[u8], break_before: Option<Break>) -> Piece<'_> {
         Piece { offset: AuxOffset(offset), bytes, break_before, reference: None }
@@ -152,7 +195,8 @@ mod tests {
         let mut bytes = vec![4u8; 10];
         for _ in 0..8 {
             bytes.extend_from_slice(&PSB);
-            bytes.extend_from_slice(&[4; 84]);
+            bytes.extend_from_slice(&PSBEND);
+            bytes.extend_from_slice(&[4; 82]);
         }
         let (a, b) = bytes.split_at(333);
         let stream = TraceStream {
@@ -176,5 +220,38 @@ mod tests {
         }
         assert_eq!(plan([&stream], 1).units.len(), 17);
         assert_eq!(plan([&stream], 1 << 20).units.len(), 2);
+    }
+
+    #[test]
+    fn a_psb_may_straddle_pieces() {
+        let bytes = [&[4u8; 10][..], &[0x02, 0x82], &PSB, &PSBEND, &[4; 5]].concat();
+        for cuts in [[12, 13], [11, 25], [10, 27], [10, 12], [20, 28]] {
+            let pieces = [0, cuts[0], cuts[1], bytes.len()];
+            let stream = TraceStream {
+                pieces: (pieces.windows(2))
+                    .map(|range| {
+                        let break_before = (range[0] == 0).then_some(Break::Start);
+                        piece(range[0] as u64, &bytes[range[0]..range[1]], break_before)
+                    })
+                    .collect(),
+            };
+            let plan = plan([&stream], 1);
+            assert_eq!(plan.ledgers[0].lost(), 12, "cut at {cuts:?}");
+            assert_eq!(plan.units.len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_torn_psb_is_no_place_to_cut() {
+        const OVF: [u8; 2] = [0x02, 0xf3];
+        let whole = [&PSB[..], &PSBEND, &[4; 5]].concat();
+        let torn = [&PSB[..], &OVF, &[4; 5]].concat();
+        let bytes = [&whole[..], &torn, &whole].concat();
+        let stream = TraceStream { pieces: vec![piece(0, &bytes, Some(Break::Start))] };
+        let units = plan([&stream], 1).units;
+        assert_eq!(
+            units.iter().map(|unit| unit.from.byte).collect::<Vec<_>>(),
+            [0, whole.len() + torn.len()]
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! Packet stream boundaries: the places where decoding can begin with nothing known.
 
+use crate::packet::Packet;
 use memchr::memmem;
 
 /// The PSB packet: the bytes 02 82 eight times. No other legal sequence of packets contains it
@@ -22,6 +23,25 @@ pub fn next_psb(bytes: &[u8], from: usize) -> Option<usize> {
         at += 2;
     }
     Some(at)
+}
+
+/// True for the packets that may stand between PSB and PSBEND (SDM, as above): status, time and padding.
+pub(crate) fn is_in_psb_plus(packet: Packet) -> bool {
+    matches!(
+        packet,
+        Packet::Fup(_)
+            | Packet::ModeExec { .. }
+            | Packet::ModeTsx { .. }
+            | Packet::Pip { .. }
+            | Packet::Vmcs { .. }
+            | Packet::Cbr { .. }
+            | Packet::Tsc { .. }
+            | Packet::Tma { .. }
+            | Packet::Mtc { .. }
+            | Packet::Cyc { .. }
+            | Packet::Mnt { .. }
+            | Packet::Pad
+    )
 }
 
 #[cfg(test)]

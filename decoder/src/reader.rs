@@ -28,7 +28,12 @@ pub struct Reader<'a, 'm> {
 impl<'a, 'm> Reader<'a, 'm> {
     /// A reader at a position.
     pub fn new(stream: &'a TraceStream<'m>, at: Position) -> Self {
-        Self { pieces: &stream.pieces, at, context: BlockContext::None }
+        Self::of(&stream.pieces, at)
+    }
+
+    /// A reader at a position of a stream's pieces.
+    pub(crate) fn of(pieces: &'a [Piece<'m>], at: Position) -> Self {
+        Self { pieces, at, context: BlockContext::None }
     }
 
     /// The position.

@@ -9,6 +9,7 @@ use super::steps::Stuck;
 use super::{PsbPlus, Walker};
 use crate::ledger::LossReason;
 use crate::packet::Packet;
+use crate::psb::is_in_psb_plus;
 use crate::sink::Sink;
 
 impl<S: Sink> Walker<'_, '_, '_, S> {
@@ -51,16 +52,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 return Used::Yes;
             }
             Packet::Psb => psb = PsbPlus::default(),
-            Packet::Pad
-            | Packet::Tsc { .. }
-            | Packet::Tma { .. }
-            | Packet::Mtc { .. }
-            | Packet::Cyc { .. }
-            | Packet::Cbr { .. }
-            | Packet::Pip { .. }
-            | Packet::Vmcs { .. }
-            | Packet::Mnt { .. }
-            | Packet::ModeTsx { .. } => {
+            _ if is_in_psb_plus(packet) => {
                 self.status(packet);
             }
             _ => {

@@ -249,6 +249,10 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 }
                 Class::JmpInd | Class::CallInd | Class::Far | Class::Int => {
                     self.execute(&mut leash)?;
+                    if insn.class == Class::CallInd {
+                        // Packets were enabled when it was executed: the return from it may be compressed.
+                        self.cursor.stack.push(ReturnAddress::Ip(Ip(insn.next())));
+                    }
                     let kind = insn.class.edge_kind().unwrap_or(EdgeKind::Far);
                     self.transfer(kind, &insn, to, true);
                     self.went_off(from, to, Off::Branch);

@@ -1,0 +1,257 @@
+//! The decoder under test: every engine, any size of unit, any number of threads, the stream in any pieces.
+
+use super::program::Program;
+use super::rng::Rng;
+use super::truth::{Row, Rows, What};
+use ptflow_decoder::config::PtConfig;
+use ptflow_decoder::image::{AddressSpace, AddressSpaces, CodeImage, CodeRegion, Images, Mapping};
+use ptflow_decoder::jobs::branches::{BranchList, Line};
+use ptflow_decoder::ledger::Ledger;
+use ptflow_decoder::profile::CodeAddr;
+use ptflow_decoder::run::{self, Options};
+use ptflow_decoder::sink::{Branch, Event, Leave, Mark, Run, Sink};
+use ptflow_decoder::stream::{Break, Piece, TraceStream};
+use ptflow_decoder::units::{AuxOffset, ImageId, Ip, Svma, Tsc};
+use ptflow_decoder::walk::{Context, Engine};
+use std::sync::LazyLock;
+
+/// Pools that all tests of a binary share.
+static POOLS: LazyLock<[rayon::ThreadPool; 3]> = LazyLock::new(|| {
+    [1, 2, 7].map(|threads| {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started")
+    })
+});
+
+/// Every engine.
+pub const ENGINES: [Engine; 9] = [
+    Engine::Careful,
+    Engine::Fast,
+    Engine::Interrupted(1),
+    Engine::Interrupted(2),
+    Engine::Interrupted(3),
+    Engine::Interrupted(4),
+    Engine::Interrupted(5),
+    Engine::Interrupted(6),
+    Engine::Interrupted(7),
+];
+
+/// How to decode.
+#[derive(Clone, Copy, Debug)]
+pub struct How {
+    pub engine: Engine,
+    pub unit_bytes: usize,
+    /// Index of a pool: 1, 2 or 7 threads.
+    pub pool: usize,
+}
+
+impl How {
+    pub fn random(engine: Engine, rng: &mut Rng) -> Self {
+        let unit_bytes = *rng.pick(&[1, 50, 300, 2000, 2 << 20]);
+        Self { engine, unit_bytes, pool: rng.below(3) }
+    }
+}
+
+/// What a profile run gave.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Profile {
+    pub rows: Rows,
+    pub instructions: u64,
+    pub ledgers: Vec<Ledger>,
+}
+
+/// What an ordered run gave.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Flow {
+    /// Ordinals from the stream's start on. A fall-through that the graph counted has no address.
+    pub log: Vec<(u64, Seen)>,
+    /// Offsets at which units begin.
+    pub units: Vec<usize>,
+    pub ledgers: Vec<Ledger>,
+    pub instructions: u64,
+    /// The timelines of all units, as text.
+    pub times: Vec<String>,
+}
+
+/// Something that the walker reported.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Seen {
+    What(What),
+    /// A conditional branch fell through.
+    NotTaken,
+}
+
+/// One process' memory and how it was traced.
+pub struct Subject<'m> {
+    pub images: Images<'m>,
+    pub spaces: AddressSpaces,
+    pub config: PtConfig,
+}
+
+impl<'m> Subject<'m> {
+    /// The program as it lies in memory; `keep` says whether an image's file is there.
+    pub fn new(program: &'m Program, config: &PtConfig, keep: impl Fn(usize) -> bool) -> Self {
+        let mut images = Images::default();
+        for (index, image) in program.images.iter().enumerate() {
+            let region = CodeRegion { start: Svma(image.svma), bytes: &image.bytes };
+            images.push(if keep(index) { CodeImage::new(vec![region]) } else { CodeImage::default() });
+        }
+        let space = AddressSpace::new(program.mapped.iter().map(|mapped| Mapping {
+            start: Ip(mapped.start),
+            end: Ip(mapped.end),
+            image: ImageId(mapped.image as u32),
+            svma: Svma(mapped.svma),
+        }));
+        Self { images, spaces: AddressSpaces::constant(space), config: config.clone() }
+    }
+
+    fn context<'a>(&'a self, stream: &'a TraceStream<'m>) -> Context<'a, 'm> {
+        Context { stream, images: &self.images, spaces: &self.spaces, config: &self.config }
+    }
+
+    /// The profile of some streams of this process.
+    pub fn profile(&self, streams: &[TraceStream<'m>], how: How) -> Profile {
+        let contexts: Vec<Context<'_, 'm>> = streams.iter().map(|stream| self.context(stream)).collect();
+        let counts = run::count(&contexts, &options(how));
+        let mut rows = Rows::new();
+        for row in &counts.rows {
+            assert!(rows.insert(row.key(), (row.taken, row.not_taken)).is_none(), "{row:?} stands twice");
+            assert_eq!(row.mispredicted, 0);
+        }
+        Profile { rows, instructions: counts.instructions, ledgers: counts.ledgers }
+    }
+
+    /// Everything in order, of one stream.
+    pub fn flow(&self, stream: &TraceStream<'m>, how: How) -> Flow {
+        let (mut log, mut units, mut times) = (Vec::new(), Vec::new(), Vec::new());
+        let mut base = 0;
+        let mut instructions = 0;
+        let ledgers = run::in_order::<Recorder, ()>(
+            &[self.context(stream)],
+            &options(how),
+            |_| Recorder::default(),
+            |unit, recorder, result| {
+                let before: usize =
+                    stream.pieces[..unit.from.piece].iter().map(|piece| piece.bytes.len()).sum();
+                units.push(before + unit.from.byte);
+                log.extend(recorder.log.into_iter().map(|(ordinal, seen)| (base + ordinal, seen)));
+                base += result.end.ordinal;
+                instructions += result.end.instructions();
+                times.push(format!("{:?}", result.timeline));
+                Ok(())
+            },
+        );
+        Flow { log, units, ledgers: ledgers.expect("the fold never fails"), instructions, times }
+    }
+}
+
+fn options(how: How) -> Options<'static> {
+    Options { pool: &POOLS[how.pool], engine: how.engine, unit_bytes: how.unit_bytes, progress: &|_| {} }
+}
+
+/// A stream of a trace that is cut into pieces at the given offsets.
+pub fn pieces<'m>(trace: &'m [u8], cuts: &[usize]) -> TraceStream<'m> {
+    let mut pieces = Vec::new();
+    let mut from = 0;
+    for to in cuts.iter().copied().chain([trace.len()]) {
+        pieces.push(Piece {
+            offset: AuxOffset(from as u64),
+            bytes: &trace[from..to],
+            break_before: (from == 0).then_some(Break::Start),
+            reference: Some(Tsc(0x12_3456_0000)),
+        });
+        from = to;
+    }
+    TraceStream { pieces }
+}
+
+/// Records what a unit's walk reports.
+#[derive(Default)]
+struct Recorder {
+    list: BranchList,
+    log: Vec<(u64, Seen)>,
+}
+
+impl Recorder {
+    fn see(&mut self, mark: Mark, what: What) {
+        self.log.push((mark.ordinal, Seen::What(what)));
+    }
+}
+
+impl Sink for Recorder {
+    const CLOCK: bool = true;
+    const RUNS: bool = true;
+
+    fn run(&mut self, run: Run<'_>, mark: Mark) {
+        self.list.run(run, mark);
+        for (ordinal, line) in self.list.lines.drain(..) {
+            if let Line::Transfer { kind, from: Some(from), to } = line {
+                self.log.push((ordinal, Seen::What(What::Branch { kind, from, to, taken: true })));
+            }
+        }
+        if run.leave == Leave::NotTaken {
+            self.log.push((mark.ordinal, Seen::NotTaken));
+        }
+    }
+
+    fn branch(&mut self, branch: &Branch, mark: Mark) {
+        if !branch.taken {
+            self.log.push((mark.ordinal, Seen::NotTaken));
+            return;
+        }
+        let to = branch.to.map(|to| to.addr);
+        self.see(mark, What::Branch { kind: branch.kind, from: branch.from.addr, to, taken: true });
+    }
+
+    fn event(&mut self, event: Event, mark: Mark) {
+        let what = match event {
+            Event::Sync { at } => What::Sync { at: at.addr, psb: None },
+            Event::Enabled { at, resumes } => What::Enabled { at: at.addr, resumes },
+            Event::Disabled { from, to, why } => {
+                What::Disabled { from: from.addr, to: to.map(|to| to.addr), why }
+            }
+            Event::Async { from, to } => What::Async { from: from.addr, to: to.addr },
+            Event::Told { packet, at } => {
+                What::Told { packet: format!("{packet:?}"), at: at.map(|at| at.addr) }
+            }
+            Event::Gap { reason, .. } => What::Gap { reason },
+        };
+        self.see(mark, what);
+    }
+}
+
+/// The true log in the words of a walk whose units begin at these offsets.
+pub fn expected_log(truth: &[(u64, u64, What)], units: &[usize]) -> Vec<(u64, Seen)> {
+    let mut log = Vec::new();
+    for (ordinal, _, what) in truth {
+        let seen = match what {
+            What::Branch { taken: false, .. } => Seen::NotTaken,
+            What::Sync { psb: Some(offset), .. } if !units.contains(offset) => continue,
+            What::Sync { at, .. } => Seen::What(What::Sync { at: *at, psb: None }),
+            what => Seen::What(what.clone()),
+        };
+        log.push((*ordinal, seen));
+    }
+    log
+}
+
+/// A row in short.
+pub fn show(row: &Row) -> String {
+    let addr = |addr: Option<CodeAddr>| match addr {
+        None => "-".to_owned(),
+        Some(CodeAddr { image: Some(image), addr }) => format!("{image}:{addr:x}"),
+        Some(CodeAddr { image: None, addr }) => format!("{addr:x}"),
+    };
+    format!("{} {} {}", row.0.name(), addr(row.1), addr(row.2))
+}
+
+/// The rows in which two profiles differ, a line each: found against true.
+pub fn difference(found: &Rows, truth: &Rows) -> String {
+    let mut lines = String::new();
+    for row in found.keys().chain(truth.keys().filter(|row| !found.contains_key(*row))) {
+        let (found, truth) = (found.get(row), truth.get(row));
+        if found != truth {
+            lines += &format!("{}: found {found:?}, true {truth:?}\n", show(row));
+        }
+    }
+    lines
+}

@@ -1,0 +1,83 @@
+//! Random programs, run and traced by a machine of these tests' own: what the walkers find is what was executed.
+
+mod kit;
+
+use kit::decode::{ENGINES, How, Subject, difference, expected_log, pieces};
+use kit::rng::Rng;
+use kit::scenario::{Scenario, Wants};
+
+/// Decodes one recording in many ways and holds each to the truth.
+#[track_caller]
+fn check(seed: u64, wants: Wants) {
+    let scenario = Scenario::record(seed, wants);
+    let rng = &mut Rng::new(!seed);
+    let subject = Subject::new(&scenario.program, &scenario.config, |_| true);
+    let (rows, instructions) = (scenario.truth.rows(), scenario.truth.instructions());
+    let bytes = scenario.trace.len() as u64;
+    for engine in ENGINES {
+        let how = How::random(engine, rng);
+        let cuts = cuts(&scenario, rng);
+        let stream = pieces(&scenario.trace, &cuts);
+        let name = format!("seed {seed}, {wants:?}, {how:?}, cut at {cuts:?}");
+
+        let profile = subject.profile(std::slice::from_ref(&stream), how);
+        let wrong = difference(&profile.rows, &rows);
+        assert!(wrong.is_empty(), "{name}: rows\n{wrong}{:?}", profile.ledgers);
+        assert_eq!(profile.instructions, instructions, "{name}: instructions");
+        let ledger = &profile.ledgers[0];
+        assert_eq!((ledger.decoded, ledger.lost()), (bytes, 0), "{name}: {ledger:?}");
+
+        let flow = subject.flow(&stream, how);
+        let log = expected_log(&scenario.truth.log, &flow.units);
+        if let Some(at) = (0..log.len().max(flow.log.len())).find(|at| log.get(*at) != flow.log.get(*at)) {
+            panic!("{name}: event {at}\nfound {:x?}\ntrue  {:x?}", flow.log.get(at), log.get(at));
+        }
+        assert_eq!(flow.instructions, instructions, "{name}: instructions of the ordered run");
+        assert_eq!(flow.ledgers, profile.ledgers, "{name}: ledgers of the two runs");
+    }
+}
+
+/// Some places to cut the stream into pieces: anywhere, often next to PSBs or inside them.
+fn cuts(scenario: &Scenario, rng: &mut Rng) -> Vec<usize> {
+    let mut cuts = Vec::new();
+    for _ in 0..*rng.pick(&[0, 0, 1, 3, 10]) {
+        let mut cut = rng.below(scenario.trace.len());
+        if rng.percent(50) {
+            cut = rng.pick(&scenario.psbs) + rng.below(36);
+            cut = cut.saturating_sub(10);
+        }
+        if cut > 0 && cut < scenario.trace.len() {
+            cuts.push(cut);
+        }
+    }
+    cuts.sort_unstable();
+    cuts.dedup();
+    cuts
+}
+
+fn seeds(count: u64) -> impl Iterator<Item = u64> {
+    let only = std::env::var("PTFLOW_SEED").ok().and_then(|seed| seed.parse().ok());
+    let count = std::env::var("PTFLOW_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(count);
+    only.map_or(0..count, |seed| seed..seed + 1)
+}
+
+#[test]
+fn the_walkers_find_what_was_executed() {
+    seeds(400).for_each(|seed| check(seed, Wants::default()));
+}
+
+#[test]
+fn overflows_lose_what_they_cover_and_nothing_else() {
+    seeds(200).for_each(|seed| check(seed, Wants { overflows: true, ..Wants::default() }));
+}
+
+#[test]
+fn filters_end_and_begin_tracing_at_branches() {
+    seeds(200).for_each(|seed| check(seed, Wants { filters: true, ..Wants::default() }));
+}
+
+#[test]
+fn an_overflow_may_cut_a_psb_short() {
+    let wants = Wants { overflows: true, torn_psbs: true, ..Wants::default() };
+    seeds(200).for_each(|seed| check(seed, wants));
+}
