@@ -3,11 +3,15 @@
 #[cfg(feature = "oracle")]
 mod bench;
 
+use anyhow::Context as _;
 use clap::{Args as ClapArgs, Parser, Subcommand};
-use ptflow_bench_traces::options::PtOptions;
+use ptflow_bench_traces::log::{Entry, LogReader};
+use ptflow_bench_traces::options::{PtOptions, machine};
 use ptflow_bench_traces::recorder::{PLUGIN, Recorder};
+use ptflow_decoder::units::Tsc;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::io::{BufWriter, Write as _};
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
 
 /// Intel PT captures without the hardware: real programs under an emulator, with the ground truth
@@ -24,6 +28,8 @@ enum Verb {
     Record(RecordArgs),
     /// Run a program and count its instructions and taken branches
     Count(CountArgs),
+    /// Print an ordered truth, tab-separated: CYCLES TIME_NS INSTRUCTIONS KIND FROM TO
+    Log(LogArgs),
     /// Time ptflow against Intel's libipt on a capture, after comparing their answers
     #[cfg(feature = "oracle")]
     Bench(bench::BenchArgs),
@@ -34,6 +40,9 @@ struct RecordArgs {
     /// Where to put the capture and its truth; made if it is not there
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
+    /// Write DIR/truth.TID.log too: every transfer of each thread in order, with its time; some 5 bytes each
+    #[arg(long)]
+    log: bool,
     #[command(flatten)]
     options: PtOptions,
     /// The program and its arguments
@@ -46,6 +55,12 @@ struct CountArgs {
     /// The program and its arguments
     #[arg(last = true, required = true, value_name = "PROGRAM ARGS")]
     command: Vec<OsString>,
+}
+
+#[derive(ClapArgs, Debug)]
+struct LogArgs {
+    /// A truth.TID.log
+    file: PathBuf,
 }
 
 fn main() -> ExitCode {
@@ -63,9 +78,26 @@ fn run(args: Args) -> anyhow::Result<ExitStatus> {
     // cargo puts the plugin beside this program.
     let plugin = std::env::current_exe()?.with_file_name(PLUGIN);
     match args.verb {
-        Verb::Record(args) => Recorder { plugin, command: args.command }.record(&args.output, args.options),
-        Verb::Count(args) => Recorder { plugin, command: args.command }.count(),
+        Verb::Record(args) => {
+            let RecordArgs { output, log, options, command } = args;
+            Recorder { plugin, command, log }.record(&output, options)
+        }
+        Verb::Count(args) => Recorder { plugin, command: args.command, log: false }.count(),
+        Verb::Log(args) => print_log(&args.file).map(|()| ExitStatus::default()),
         #[cfg(feature = "oracle")]
         Verb::Bench(args) => bench::run(&args).map(|()| ExitStatus::default()),
     }
+}
+
+/// Prints an ordered truth.
+fn print_log(file: &Path) -> anyhow::Result<()> {
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let hex = |addr: Option<u64>| addr.map_or_else(|| "-".to_owned(), |addr| format!("{addr:#x}"));
+    for entry in LogReader::open(file).with_context(|| format!("cannot read {}", file.display()))? {
+        let Entry { kind, from, to, taken, cycles, instructions } = entry?;
+        let ns = machine::TIME.to_ns(Tsc(machine::tsc(cycles))).0;
+        let fell = if taken { "" } else { " not taken" };
+        writeln!(out, "{cycles}\t{ns}\t{instructions}\t{}{fell}\t{}\t{}", kind.name(), hex(from), hex(to))?;
+    }
+    Ok(out.flush()?)
 }

@@ -8,6 +8,8 @@ use crate::options::{IpForm, PtOptions, TntForm, machine};
 use ptflow_decoder::packet::encoder::encode;
 use ptflow_decoder::packet::{ExecMode, IpBytes, IpPayload, LastIp, Packet, TntBits};
 
+/// Core cycles that [`PtEncoder::kernel`] takes.
+pub const KERNEL_CYCLES: u64 = 3 * (40 + 15) + 30;
 /// Depth of the CPU's return stack.
 const RETURN_STACK: usize = 64;
 
@@ -272,7 +274,8 @@ impl PtEncoder {
     }
 
     /// Kernel code runs between two instructions and is traced, but no image holds it: a few outcomes, a few targets, and
-    /// back to `ip`. The kernel's own calls and returns leave the return stack as it was.
+    /// back to `ip`. The kernel's own calls and returns leave the return stack as it was. Takes
+    /// [`KERNEL_CYCLES`].
     pub fn kernel(&mut self, ip: u64, entry: u64) {
         self.flush();
         self.cyc(self.cycles);

@@ -18,6 +18,8 @@ pub struct Recorder {
     pub plugin: PathBuf,
     /// The program and its arguments.
     pub command: Vec<OsString>,
+    /// Write the ordered truth too ([`crate::log`]).
+    pub log: bool,
 }
 
 impl Recorder {
@@ -34,6 +36,7 @@ impl Recorder {
             .with_context(|| format!("cannot make the folder {}", folder.display()))?;
         let folder = folder.canonicalize()?;
         let mut words = vec![format!("dir={}", path_word(&folder)?)];
+        words.push(format!("log={}", u8::from(self.log)));
         words.extend(options.to_words());
         words.extend(self.command.iter().map(|word| format!("cmd={}", word.to_string_lossy())));
         Ok((self.emulation(words)?, folder))

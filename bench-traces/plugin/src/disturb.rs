@@ -7,6 +7,7 @@ use crate::block::{Block, End};
 use crate::thread::Thread;
 use crate::truth::Transfer;
 use ptflow_bench_traces::options::PtOptions;
+use ptflow_bench_traces::pt::KERNEL_CYCLES;
 
 /// Core cycles that an interrupt takes in the kernel.
 const INTERRUPT_CYCLES: u64 = 1_700;
@@ -62,15 +63,16 @@ impl Thread {
             let at = block.start + u64::from(block.offsets.get(index).copied().unwrap_or(0));
             if plan.hits(plan.options.interrupts) {
                 self.pt.interrupt(at);
-                self.truth.interrupted(at);
+                self.truth.interrupted_to(at, None, index as u64);
                 plan.unsent.clear();
-                self.pt.pass(INTERRUPT_CYCLES);
+                self.pass(INTERRUPT_CYCLES);
                 self.pt.enable(at);
                 self.truth.resume(at);
             } else if plan.hits(plan.options.kernel) {
                 let entry = KERNEL + plan.next() % 0x10_0000;
+                self.truth.interrupted_to(at, Some(entry), index as u64);
                 self.pt.kernel(at, entry);
-                self.truth.interrupted_to(at, Some(entry));
+                self.truth.pass(KERNEL_CYCLES);
                 plan.unsent.clear();
             } else if plan.hits(plan.options.overflows) {
                 self.pt.start_overflow();
@@ -86,7 +88,7 @@ impl Thread {
 
     /// The buffer was full and has been emptied: tracing starts again in front of the block.
     pub fn restart(&mut self, at: u64) {
-        self.pt.pass(INTERRUPT_CYCLES);
+        self.pass(INTERRUPT_CYCLES);
         self.pt.restart(at);
         self.truth.resume(at);
     }

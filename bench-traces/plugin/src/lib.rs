@@ -3,7 +3,8 @@
 //! ```text
 //! translate ─► Block (leaked, one a translation)
 //! execute   ─► Thread ─┬─► PtEncoder ─► AUXTRACE records, a chunk at a time
-//!                      └─► Truth     ─► truth.edges, totals.json at the end
+//!                      └─► Truth     ─┬─► truth.edges, totals.json at the end
+//!                                      └─► truth.TID.log as it runs, on request
 //! ```
 //!
 //! Each guest thread has its own [`thread::Thread`], which only its own vCPU touches: the hot path takes no lock.

@@ -4,6 +4,7 @@ use crate::block::Block;
 use crate::maps::Maps;
 use crate::thread::Thread;
 use crate::truth::Sums;
+use ptflow_bench_traces::log::{self, LogWriter};
 use ptflow_bench_traces::options::{PtOptions, machine};
 use ptflow_decoder::units::Tsc;
 use ptflow_perf_import::record::Aux;
@@ -58,6 +59,7 @@ pub struct Recorder {
     comm: String,
     options: PtOptions,
     count_only: bool,
+    log: bool,
     pid: Pid,
     slots: Vec<AtomicPtr<Slot>>,
     next_idx: AtomicU32,
@@ -77,6 +79,7 @@ impl Recorder {
     pub fn new(words: &[(String, String)]) -> Result<Self, String> {
         let mut options = PtOptions::default();
         let (mut dir, mut count_only, mut cmdline) = (PathBuf::new(), false, Vec::new());
+        let mut log = false;
         let mut comm = String::new();
         for (name, value) in words {
             match name.as_str() {
@@ -84,6 +87,7 @@ impl Recorder {
                 // The kernel keeps 15 bytes of a name.
                 "comm" => comm = value.chars().take(15).collect(),
                 "count" => count_only = value == "1",
+                "log" => log = value == "1",
                 "cmd" => cmdline.push(value.clone()),
                 _ if options.take_word(name, value) => {}
                 _ => return Err(format!("unknown option {name}")),
@@ -117,6 +121,7 @@ impl Recorder {
             comm,
             options,
             count_only,
+            log,
             pid,
             slots: (0..MAX_VCPUS).map(|_| AtomicPtr::default()).collect(),
             next_idx: AtomicU32::new(0),
@@ -220,8 +225,10 @@ impl Recorder {
         let tid = Tid(unsafe { libc::gettid() } as u32);
         let cycles = self.latest.load(Ordering::Relaxed);
         let idx = self.next_idx.fetch_add(1, Ordering::Relaxed);
+        let log = self.log.then(|| LogWriter::create(&log::path(&self.dir, tid.0))).transpose();
+        let (log, error) = log.map_or_else(|error| (None, Some(error)), |log| (log, None));
         let slot = Slot {
-            thread: Thread::new(self.options, cycles),
+            thread: Thread::new(self.options, cycles, log),
             tid,
             idx,
             written: 0,
@@ -230,6 +237,7 @@ impl Recorder {
         let place = self.slots.get(vcpu as usize)?;
         place.store(Box::into_raw(Box::new(slot)), Ordering::Release);
         let mut output = self.output();
+        output.error = output.error.take().or(error);
         let comm = self.comm.clone();
         let who = self.who(tid, cycles);
         let leader = self.who(Tid(self.pid.0), cycles);
@@ -343,8 +351,13 @@ impl Recorder {
         if slot.thread.pt.pending() > 0 {
             self.write_chunk(&mut slot);
         }
+        // Two clocks, driven by the same blocks.
+        let Thread { truth, pt, .. } = &mut slot.thread;
+        truth.unexplained += u64::from(truth.cycles != pt.cycles());
+        let log_error = truth.finish_log().err();
         let who = self.who(slot.tid, slot.thread.pt.cycles());
         let mut output = self.output();
+        output.error = output.error.take().or(log_error);
         if let Some(writer) = &mut output.writer {
             let result = writer.exit(who);
             output.note(result);

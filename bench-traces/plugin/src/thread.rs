@@ -3,8 +3,11 @@
 use crate::block::{Block, End};
 use crate::disturb::Disturbance;
 use crate::truth::Truth;
+use ptflow_bench_traces::log::LogWriter;
 use ptflow_bench_traces::options::PtOptions;
 use ptflow_bench_traces::pt::PtEncoder;
+use std::fs::File;
+use std::io::BufWriter;
 
 /// Core cycles that a system call takes.
 const SYSCALL_CYCLES: u64 = 900;
@@ -36,17 +39,24 @@ pub struct Thread {
 }
 
 impl Thread {
-    /// A thread that begins at a time.
-    pub fn new(options: PtOptions, cycles: u64) -> Self {
+    /// A thread that begins at a time; `log` takes the ordered truth.
+    pub fn new(options: PtOptions, cycles: u64, log: Option<LogWriter<BufWriter<File>>>) -> Self {
         Self {
             pt: PtEncoder::new(options, cycles),
-            truth: Truth::default(),
+            truth: Truth::new(cycles, log),
             previous: None,
             interrupted: Vec::new(),
             resuming: None,
             disturbance: options.disturbs().then(|| Box::new(Disturbance::new(options, cycles))),
             truncated: false,
         }
+    }
+
+    /// Time passes, on both sides.
+    #[inline]
+    pub(crate) fn pass(&mut self, cycles: u64) {
+        self.pt.pass(cycles);
+        self.truth.pass(cycles);
     }
 
     /// A block starts.
@@ -74,7 +84,7 @@ impl Thread {
         });
         // A repeated string instruction is one instruction, however often it comes back.
         self.truth.instructions += u64::from(block.insns) - u64::from(again);
-        self.pt.pass(u64::from(block.cycles));
+        self.pass(u64::from(block.cycles));
         self.previous = Some(block);
     }
 
@@ -156,7 +166,7 @@ impl Thread {
             self.pt.interrupt(block.last);
             self.truth.interrupted(block.last);
         }
-        self.pt.pass(INTERRUPT_CYCLES);
+        self.pass(INTERRUPT_CYCLES);
         self.pt.enable(to);
         self.truth.resume(to);
     }
@@ -204,7 +214,7 @@ impl Thread {
             }
         }
         self.pt.disable();
-        self.pt.pass(SYSCALL_CYCLES);
+        self.pass(SYSCALL_CYCLES);
         if is_sigreturn {
             self.resuming = self.interrupted.pop();
         }
@@ -212,8 +222,7 @@ impl Thread {
 
     /// Time passed elsewhere: this thread's clock is not behind it from now on.
     pub fn not_before(&mut self, cycles: u64) {
-        let behind = cycles.saturating_sub(self.pt.cycles());
-        self.pt.pass(behind);
+        self.pass(cycles.saturating_sub(self.truth.cycles));
     }
 
     /// The thread is stopped in front of `next`; the branch that leads there is still counted.

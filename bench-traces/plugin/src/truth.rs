@@ -1,9 +1,13 @@
-//! The ground truth: what ran, counted from pairs of consecutive blocks and from nothing else.
+//! The ground truth: what ran, counted from pairs of consecutive blocks and from nothing else; and on request all of it in
+//! order. It has a clock of its own, which the same blocks drive as the encoder's.
 
 use crate::block::{Block, End};
+use ptflow_bench_traces::log::{Entry, LogWriter};
+use ptflow_decoder::profile::EdgeKind;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 
 /// One transfer: kind, from, to, taken.
 pub type Transfer = (&'static str, u64, Option<u64>, bool);
@@ -21,13 +25,70 @@ pub struct Truth {
     asyncs: BTreeMap<(u64, Option<u64>), u64>,
     /// Transfers that no decoder can know, for their packets were lost.
     pub unknowable: BTreeMap<Transfer, u64>,
+    /// Core cycles since the recording began.
+    pub cycles: u64,
+    /// The ordered truth.
+    log: Option<LogWriter<BufWriter<File>>>,
+    /// Why the ordered truth could not be written.
+    log_error: Option<io::Error>,
     /// Instructions executed.
     pub instructions: u64,
     /// Pairs of blocks that no rule explains. Must be 0.
     pub unexplained: u64,
 }
 
+impl End {
+    /// The kind of its transfers.
+    fn kind(self) -> EdgeKind {
+        match self {
+            Self::Jcc => EdgeKind::Jcc,
+            Self::Jmp => EdgeKind::Jmp,
+            Self::Call => EdgeKind::Call,
+            Self::JmpInd => EdgeKind::JmpInd,
+            Self::CallInd => EdgeKind::CallInd,
+            Self::Ret => EdgeKind::Ret,
+            Self::Syscall => EdgeKind::Syscall,
+            Self::Straight | Self::Rep | Self::Far => EdgeKind::Far,
+        }
+    }
+}
+
 impl Truth {
+    /// What a thread does from a time on.
+    pub fn new(cycles: u64, log: Option<LogWriter<BufWriter<File>>>) -> Self {
+        Self { cycles, log, ..Self::default() }
+    }
+
+    /// Time passes.
+    #[inline]
+    pub fn pass(&mut self, cycles: u64) {
+        self.cycles += cycles;
+    }
+
+    #[inline]
+    fn note(&mut self, kind: EdgeKind, from: Option<u64>, to: Option<u64>, taken: bool, ahead: u64) {
+        if self.log.is_some() {
+            let (cycles, instructions) = (self.cycles, self.instructions + ahead);
+            self.write(&Entry { kind, from, to, taken, cycles, instructions });
+        }
+    }
+
+    /// Keeps the first error: the counts go on without the log.
+    #[cold]
+    fn write(&mut self, entry: &Entry) {
+        let Some(log) = &mut self.log else { return };
+        if let Err(error) = log.push(entry) {
+            self.log_error = Some(error);
+            self.log = None;
+        }
+    }
+
+    /// The log is whole, or this is why not.
+    pub fn finish_log(&mut self) -> io::Result<()> {
+        self.log_error.take().map_or(Ok(()), Err)?;
+        self.log.take().map_or(Ok(()), |log| log.finish().map(drop))
+    }
+
     #[inline]
     fn slot(&mut self, block: &Block) -> &mut [u64; 2] {
         let index = block.id as usize;
@@ -41,27 +102,32 @@ impl Truth {
     #[inline]
     pub fn direct(&mut self, block: &Block, taken: bool) {
         self.slot(block)[usize::from(taken)] += 1;
+        let to = (block.end != End::Syscall).then_some(block.target);
+        self.note(block.end.kind(), Some(block.last), to, taken, 0);
     }
 
     /// An indirect transfer or a return.
     #[inline]
     pub fn indirect(&mut self, block: &Block, target: u64) {
         *self.indirect.entry((block.id, target)).or_insert(0) += 1;
+        self.note(block.end.kind(), Some(block.last), Some(target), true, 0);
     }
 
     /// Tracing resumed.
     pub fn resume(&mut self, at: u64) {
         *self.resumes.entry(at).or_insert(0) += 1;
+        self.note(EdgeKind::Resume, None, Some(at), true, 0);
     }
 
     /// The flow was interrupted in front of `at`.
     pub fn interrupted(&mut self, at: u64) {
-        self.interrupted_to(at, None);
+        self.interrupted_to(at, None, 0);
     }
 
-    /// The flow was interrupted in front of `at`, by code at `to`.
-    pub fn interrupted_to(&mut self, at: u64, to: Option<u64>) {
+    /// The flow was interrupted in front of `at`, by code at `to`; so many instructions executed that are not counted yet.
+    pub fn interrupted_to(&mut self, at: u64, to: Option<u64>, ahead: u64) {
         *self.asyncs.entry((at, to)).or_insert(0) += 1;
+        self.note(EdgeKind::Async, Some(at), to, true, ahead);
     }
 }
 
@@ -90,23 +156,17 @@ impl Sums {
             if fell + taken == 0 {
                 continue;
             }
+            let kind = block.end.kind().name();
             match block.end {
-                End::Jcc => row("jcc", Some(block.last), Some(block.target), *taken, *fell),
-                End::Jmp => row("jmp", Some(block.last), Some(block.target), *taken, 0),
-                End::Call => row("call", Some(block.last), Some(block.target), *taken, 0),
-                End::Syscall => row("syscall", Some(block.last), None, *taken, 0),
+                End::Jcc => row(kind, Some(block.last), Some(block.target), *taken, *fell),
+                End::Jmp | End::Call => row(kind, Some(block.last), Some(block.target), *taken, 0),
+                End::Syscall => row(kind, Some(block.last), None, *taken, 0),
                 _ => {}
             }
         }
         for ((block, target), count) in &truth.indirect {
             let Some(block) = blocks.get(*block as usize) else { continue };
-            let kind = match block.end {
-                End::JmpInd => "jmp_ind",
-                End::CallInd => "call_ind",
-                End::Ret => "ret",
-                _ => "far",
-            };
-            row(kind, Some(block.last), Some(*target), *count, 0);
+            row(block.end.kind().name(), Some(block.last), Some(*target), *count, 0);
         }
         for (at, count) in &truth.resumes {
             row("resume", None, Some(*at), *count, 0);

@@ -58,7 +58,8 @@ fn plugin() -> PathBuf {
 /// Records a run of a program.
 pub fn record(command: &[&str], options: PtOptions) -> Recording {
     let folder = TempDir::new().expect("a temporary folder");
-    let recorder = Recorder { plugin: plugin(), command: command.iter().map(Into::into).collect() };
+    let recorder =
+        Recorder { plugin: plugin(), command: command.iter().map(Into::into).collect(), log: true };
     let (mut run, _) = recorder.recording(folder.path(), options).expect("the recorder is there");
     let output =
         run.stdout(Stdio::null()).output().expect("qemu-x86_64 runs: install Debian's package qemu-user");
