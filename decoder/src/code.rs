@@ -1,11 +1,14 @@
 //! The code that a walk sees: images through one address space, in one execution mode.
 
 use crate::image::{AddressSpace, FunctionAt, Images};
-use crate::insn::{self, Insn};
+use crate::insn::{self, Class, Insn};
 use crate::packet::ExecMode;
 use crate::profile::CodeAddr;
 use crate::sink::Site;
 use crate::units::{ImageId, Ip, Svma};
+
+/// So many instructions are looked at for one that needs the trace.
+const MAX_AHEAD: usize = 4096;
 
 /// Images as one address space shows them.
 #[derive(Clone, Copy, Debug)]
@@ -62,5 +65,18 @@ impl<'a, 'm> CodeView<'a, 'm> {
     /// The code of an image from a stated address on.
     pub fn code(&self, image: ImageId, svma: Svma) -> Option<&'m [u8]> {
         self.images.get(image)?.code_at(svma)
+    }
+
+    /// True where the code from an address on comes to an instruction that needs the trace, before long.
+    pub(crate) fn needs_trace_behind(&self, mut ip: Ip, mode: ExecMode) -> bool {
+        for _ in 0..MAX_AHEAD {
+            let Some(insn) = self.insn(ip, mode) else { return false };
+            ip = match insn.class {
+                Class::Plain | Class::MovCr3 | Class::Ptwrite => Ip(insn.next()),
+                Class::Jmp { target } | Class::Call { target } => Ip(target),
+                _ => return true,
+            };
+        }
+        false
     }
 }

@@ -8,16 +8,19 @@
 //!               └───── one node ────────────┘ └─1──► node
 //! ```
 //!
-//! Nodes are keyed by image and stated address: processes and load addresses share them. Their exits are counted
-//! in the node itself, and become edges once, at the end ([`Graph::rows`]).
+//! Nodes are keyed by image and stated address (and by which parts of the image are mapped together, see
+//! `placement.rs`): processes and load addresses share them. Their exits are counted in the node itself, and become
+//! edges once, at the end ([`Graph::rows`]).
 //!
 //! *Invariant*: a node's id never changes and never leaves the worker that owns the graph.
 //! *Invariant*: the graph grows with the code touched, never with the trace.
 
+mod build;
+
 use crate::code::CodeView;
 use crate::image::FunctionAt;
-use crate::insn::{Class, InsnStream};
 use crate::packet::ExecMode;
+use crate::placement::{PlacementId, Placements, UNPLACED};
 use crate::profile::{CodeAddr, EdgeKind, EdgeRow};
 use crate::sink::Site;
 use crate::units::{ImageId, Ip, Svma};
@@ -48,15 +51,28 @@ pub enum Exit {
     Ret,
     /// Too long a run of direct jumps: goes on in another node and consumes nothing.
     Link,
+    /// Leads into another image, or another part of this one, by a direct jump or call or straight on: consumes nothing,
+    /// and what is there is looked up each time.
+    Cross,
+    /// A direct call or link that leads round without end, or nearly so, with nothing on the way that needs the trace: only
+    /// an event can end it, which is the careful walker's.
+    Endless,
     /// Anything that only the careful walker knows: far transfers, faults, missing code.
     Stop,
+}
+
+impl Exit {
+    /// True where the node leads on to one other and consumes nothing.
+    fn is_free(self) -> bool {
+        matches!(self, Self::Call | Self::Link)
+    }
 }
 
 /// The hot half of a node: half a cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(32))]
 pub(crate) struct Node {
-    /// Jcc: not-taken and taken successor. Call, Link: target in `[0]`. Indirect and Ret: the two targets last
+    /// Jcc: not-taken and taken successor. Call, Link: target in `[0]`. Indirect, Ret and Cross: the two targets last
     /// seen most, counted inline; others go to the spill map.
     pub succ: [NodeId; 2],
     /// How often the node was left towards `succ`.
@@ -92,6 +108,7 @@ pub struct FoldedJump {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NodeInfo {
     pub image: ImageId,
+    pub placement: PlacementId,
     pub mode: ExecMode,
     pub start: Svma,
     /// The function at `start`.
@@ -100,13 +117,13 @@ pub(crate) struct NodeInfo {
     pub last: Svma,
     /// The function at `last`.
     pub last_function: FunctionAt,
+    /// Of a [`Exit::Cross`]: the transfer, if it is by one, and the address that it leads to, as if it were stated.
+    pub cross: (Option<EdgeKind>, Svma),
     jumps: (u32, u32),
+    /// Instructions from the start on that need nothing from the trace; without end until the node is built.
+    free: u32,
 }
 
-/// At most this many direct jumps are folded into a node; a longer run goes on in a [`Exit::Link`] successor.
-const MAX_FOLDED: u32 = 16;
-/// At most this many instructions make a node.
-const MAX_INSNS: u16 = 4096;
 /// Slots of the runtime address cache: 128 KiB, which stays in the second-level cache.
 const IP_CACHE: usize = 1 << 13;
 
@@ -117,7 +134,8 @@ pub struct Graph {
     pub(crate) nodes: Vec<Node>,
     info: Vec<NodeInfo>,
     jumps: Vec<FoldedJump>,
-    ids: FxHashMap<(ImageId, ExecMode, Svma), NodeId>,
+    ids: FxHashMap<(PlacementId, ExecMode, Svma), NodeId>,
+    placements: Placements,
     /// Runtime address to node, for one address space and mode at a time.
     ip_cache: Vec<(u64, NodeId)>,
     /// Executions of transfers that the inline counters had no room for.
@@ -125,6 +143,8 @@ pub struct Graph {
     /// Transfers that the careful walker saw one at a time.
     single: FxHashMap<RowKey, (u64, u64)>,
     single_instructions: u64,
+    /// Where the [`Exit::Cross`]es met so far lead, in the space at hand.
+    crossings: FxHashMap<NodeId, NodeId>,
 }
 
 impl Default for Graph {
@@ -141,17 +161,19 @@ impl Graph {
             info: Vec::new(),
             jumps: Vec::new(),
             ids: FxHashMap::default(),
+            placements: Placements::new(),
             ip_cache: vec![(u64::MAX, NOWHERE); IP_CACHE],
             spill: FxHashMap::default(),
             single: FxHashMap::default(),
             single_instructions: 0,
+            crossings: FxHashMap::default(),
         };
-        let nowhere = graph.push(ImageId(u32::MAX), ExecMode::Bits64, Svma(0), FunctionAt::default());
+        let nowhere = graph.push(UNPLACED, ExecMode::Bits64, Svma(0), FunctionAt::default());
         graph.nodes[nowhere.0 as usize].exit = Exit::Stop;
         graph
     }
 
-    fn push(&mut self, image: ImageId, mode: ExecMode, start: Svma, function: FunctionAt) -> NodeId {
+    fn push(&mut self, placement: PlacementId, mode: ExecMode, start: Svma, function: FunctionAt) -> NodeId {
         let id = NodeId(self.nodes.len() as u32);
         self.nodes.push(Node {
             succ: [NOWHERE; 2],
@@ -162,24 +184,34 @@ impl Graph {
             crosses: false,
         });
         self.info.push(NodeInfo {
-            image,
+            image: self.placements.image(placement),
+            placement,
             mode,
             start,
             function,
             last: start,
             last_function: function,
+            cross: (None, start),
             jumps: (0, 0),
+            free: u32::MAX,
         });
         id
     }
 
-    /// The node that begins at a stated address; it may be unbuilt.
-    fn node_at(&mut self, code: &CodeView<'_, '_>, image: ImageId, mode: ExecMode, svma: Svma) -> NodeId {
-        if let Some(id) = self.ids.get(&(image, mode, svma)) {
+    /// The node that begins at a stated address of a placement; it may be unbuilt.
+    fn node_at(
+        &mut self,
+        code: &CodeView<'_, '_>,
+        placement: PlacementId,
+        mode: ExecMode,
+        svma: Svma,
+    ) -> NodeId {
+        if let Some(id) = self.ids.get(&(placement, mode, svma)) {
             return *id;
         }
-        let id = self.push(image, mode, svma, code.function(image, svma));
-        self.ids.insert((image, mode, svma), id);
+        let function = code.function(self.placements.image(placement), svma);
+        let id = self.push(placement, mode, svma, function);
+        self.ids.insert((placement, mode, svma), id);
         id
     }
 
@@ -197,23 +229,64 @@ impl Graph {
     #[cold]
     #[inline(never)]
     fn node_at_ip_slow(&mut self, code: &CodeView<'_, '_>, mode: ExecMode, ip: Ip, slot: usize) -> NodeId {
-        let id = match code.locate(ip) {
-            Some((image, svma)) => self.node_at(code, image, mode, svma),
-            None => NOWHERE,
-        };
+        let id = self.locate(code, mode, ip).unwrap_or(NOWHERE);
         self.ip_cache[slot] = (ip.0, id);
         id
     }
 
-    /// Forgets every runtime address: the address space or the mode changed.
+    fn locate(&mut self, code: &CodeView<'_, '_>, mode: ExecMode, ip: Ip) -> Option<NodeId> {
+        let mapping = code.space.find(ip)?;
+        // Such code has no addresses above: in it, targets are cut off to 32 bits.
+        if mode == ExecMode::Bits32 && mapping.end.0 > 1 << 32 {
+            return None;
+        }
+        let placement = self.placements.of(code.space, mapping);
+        let svma = mapping.to_svma(ip);
+        self.is_code(code, placement, svma).then(|| self.node_at(code, placement, mode, svma))
+    }
+
+    /// True where there is code at a stated address of a placement.
+    fn is_code(&self, code: &CodeView<'_, '_>, placement: PlacementId, svma: Svma) -> bool {
+        self.placements.part_end(placement, svma).is_some()
+            && code.code(self.placements.image(placement), svma).is_some()
+    }
+
+    /// Forgets every runtime address: the mode changed.
     pub(crate) fn forget_ips(&mut self) {
         self.ip_cache.fill((u64::MAX, NOWHERE));
     }
 
-    /// The runtime address of a node's start; `None` where the space does not map it.
-    pub(crate) fn ip_of(&self, code: &CodeView<'_, '_>, id: NodeId) -> Option<Ip> {
+    /// Forgets where everything lies: the address space changed.
+    pub(crate) fn forget_space(&mut self) {
+        self.placements.forget_space();
+        self.crossings.clear();
+        self.forget_ips();
+    }
+
+    /// The runtime address of a node's start; `None` where the space at hand does not have it.
+    pub(crate) fn ip_of(&self, id: NodeId) -> Option<Ip> {
         let info = &self.info[id.0 as usize];
-        code.space.avma(info.image, info.start)
+        self.placements.ip(info.placement, info.start)
+    }
+
+    /// Where a [`Exit::Cross`] leads in the space at hand; [`NOWHERE`] where no code is, or code that leads on without end.
+    #[cold]
+    pub(crate) fn cross(&mut self, code: &CodeView<'_, '_>, id: NodeId) -> NodeId {
+        if let Some(to) = self.crossings.get(&id) {
+            return *to;
+        }
+        let to = self.find_crossing(code, id).unwrap_or(NOWHERE);
+        self.crossings.insert(id, to);
+        to
+    }
+
+    fn find_crossing(&mut self, code: &CodeView<'_, '_>, id: NodeId) -> Option<NodeId> {
+        let NodeInfo { placement, mode, cross: (_, to), .. } = self.info[id.0 as usize];
+        let mut ip = self.placements.ip(placement, to)?;
+        if mode == ExecMode::Bits32 {
+            ip.0 &= u64::from(u32::MAX);
+        }
+        code.needs_trace_behind(ip, mode).then(|| self.node_at_ip(code, mode, ip))
     }
 
     pub(crate) fn node(&self, id: NodeId) -> &Node {
@@ -228,87 +301,6 @@ impl Graph {
     pub(crate) fn jumps(&self, id: NodeId) -> &[FoldedJump] {
         let (from, to) = self.info[id.0 as usize].jumps;
         &self.jumps[from as usize..to as usize]
-    }
-
-    /// Decodes a node's code.
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn build(&mut self, code: &CodeView<'_, '_>, id: NodeId) {
-        let NodeInfo { image, mode, start, .. } = self.info[id.0 as usize];
-        let first_jump = self.jumps.len() as u32;
-        let mut insns = 0u16;
-        let mut last = start;
-        let mut exit = Exit::Stop;
-        let mut succ = [NOWHERE; 2];
-        let mut ret = NOWHERE;
-        let mut at = start;
-        'runs: while let Some(bytes) = code.code(image, at) {
-            let mut target = None;
-            for insn in InsnStream::new(bytes, at.0, mode) {
-                if insns == MAX_INSNS {
-                    exit = Exit::Link;
-                    succ[0] = self.node_at(code, image, mode, Svma(insn.addr));
-                    break 'runs;
-                }
-                insns += 1;
-                last = Svma(insn.addr);
-                match insn.class {
-                    Class::Plain | Class::MovCr3 | Class::Ptwrite => continue,
-                    Class::Jmp { target: to } => target = Some((EdgeKind::Jmp, Svma(to))),
-                    Class::Call { target: to } if to == insn.next() => {
-                        target = Some((EdgeKind::Call, Svma(to)));
-                    }
-                    Class::Jcc { target: to } => {
-                        exit = Exit::Jcc;
-                        succ = [
-                            self.node_at(code, image, mode, Svma(insn.next())),
-                            self.node_at(code, image, mode, Svma(to)),
-                        ];
-                    }
-                    Class::Call { target: to } => {
-                        exit = Exit::Call;
-                        succ[0] = self.node_at(code, image, mode, Svma(to));
-                        ret = self.node_at(code, image, mode, Svma(insn.next()));
-                    }
-                    Class::CallInd => {
-                        exit = Exit::CallInd;
-                        ret = self.node_at(code, image, mode, Svma(insn.next()));
-                    }
-                    Class::JmpInd => exit = Exit::JmpInd,
-                    Class::Ret => exit = Exit::Ret,
-                    Class::Syscall | Class::Far | Class::Int | Class::Fault => exit = Exit::Stop,
-                }
-                if let Some((kind, to)) = target {
-                    let function = code.function(image, to);
-                    let crosses = function.function != code.function(image, last).function;
-                    self.jumps.push(FoldedJump { from: last, to, kind, insns, function, crosses });
-                }
-                break;
-            }
-            match target {
-                Some((_, to)) if self.jumps.len() as u32 - first_jump < MAX_FOLDED => at = to,
-                Some((_, to)) => {
-                    exit = Exit::Link;
-                    succ[0] = self.node_at(code, image, mode, to);
-                    break 'runs;
-                }
-                None => break 'runs,
-            }
-        }
-        let last_function = code.function(image, last);
-        let leaves = |to: NodeId| self.info[to.0 as usize].function.function != last_function.function;
-        let crosses = exit == Exit::Jcc && succ.into_iter().any(leaves)
-            || self.jumps[first_jump as usize..].iter().any(|jump| jump.crosses);
-        let info = &mut self.info[id.0 as usize];
-        info.last = last;
-        info.last_function = last_function;
-        info.jumps = (first_jump, self.jumps.len() as u32);
-        let node = &mut self.nodes[id.0 as usize];
-        node.exit = exit;
-        node.succ = succ;
-        node.ret = ret;
-        node.insns = insns;
-        node.crosses = crosses;
     }
 
     /// Counts an indirect transfer or a return from `from` to `to`.
@@ -416,14 +408,14 @@ impl Graph {
                     not_taken: node.count[0],
                     mispredicted: 0,
                 }),
-                Exit::Call | Exit::CallInd | Exit::JmpInd | Exit::Ret => {
+                Exit::Call | Exit::CallInd | Exit::JmpInd | Exit::Ret | Exit::Cross => {
                     for slot in 0..2 {
                         if node.count[slot] > 0 {
                             self.push_target_row(&mut rows, id, node.succ[slot], node.count[slot]);
                         }
                     }
                 }
-                Exit::Link | Exit::Stop | Exit::Unbuilt => {}
+                Exit::Link | Exit::Stop | Exit::Endless | Exit::Unbuilt => {}
             }
         }
         for (&(kind, from, to), &(taken, not_taken)) in &self.single {
@@ -438,6 +430,10 @@ impl Graph {
             Exit::Call => EdgeKind::Call,
             Exit::CallInd => EdgeKind::CallInd,
             Exit::JmpInd => EdgeKind::JmpInd,
+            Exit::Cross => match info.cross.0 {
+                Some(kind) => kind,
+                None => return,
+            },
             _ => EdgeKind::Ret,
         };
         rows.push(EdgeRow {

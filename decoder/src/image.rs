@@ -177,18 +177,25 @@ impl Mapping {
     pub fn bias(&self) -> u64 {
         self.start.0.wrapping_sub(self.svma.0)
     }
+
+    /// Sorts what is mapped together.
+    fn place(&self) -> (ImageId, u64, Svma) {
+        (self.image, self.bias(), self.svma)
+    }
 }
 
 /// What is mapped where at one time: disjoint mappings, sorted by address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AddressSpace {
     mappings: Vec<Mapping>,
+    /// Indices of the mappings, by image, load bias and stated address.
+    by_image: Vec<u32>,
 }
 
 impl AddressSpace {
     /// A space with nothing mapped.
     pub const fn empty() -> Self {
-        Self { mappings: Vec::new() }
+        Self { mappings: Vec::new(), by_image: Vec::new() }
     }
 
     /// Builds from mappings in order of time: a later one cuts what it overlaps of the earlier ones.
@@ -197,6 +204,9 @@ impl AddressSpace {
         for mapping in in_time_order {
             space.map(mapping);
         }
+        let mappings = &space.mappings;
+        space.by_image = (0..mappings.len() as u32).collect();
+        space.by_image.sort_by_key(|index| mappings[*index as usize].place());
         space
     }
 
@@ -234,12 +244,28 @@ impl AddressSpace {
         self.mappings[..after].last().filter(|mapping| ip < mapping.end)
     }
 
-    /// The runtime address of an image's stated address, if that part of the image is mapped.
+    /// The runtime address of an image's stated address, if that part of the image is mapped; the first, if several.
     pub fn avma(&self, image: ImageId, svma: Svma) -> Option<Ip> {
-        self.mappings.iter().filter(|mapping| mapping.image == image).find_map(|mapping| {
-            let delta = svma.0.checked_sub(mapping.svma.0)?;
-            (delta < mapping.end.0 - mapping.start.0).then(|| Ip(mapping.start.0 + delta))
-        })
+        self.in_order_of_place(|mapping| mapping.image < image)
+            .take_while(|mapping| mapping.image == image)
+            .filter_map(|mapping| {
+                let delta = svma.0.checked_sub(mapping.svma.0)?;
+                (delta < mapping.end.0 - mapping.start.0).then(|| Ip(mapping.start.0 + delta))
+            })
+            .min()
+    }
+
+    /// All mappings of a mapping's image at its load bias, sorted by address.
+    pub(crate) fn mapped_together(&self, with: &Mapping) -> impl Iterator<Item = &Mapping> {
+        let group = (with.image, with.bias());
+        self.in_order_of_place(move |mapping| (mapping.image, mapping.bias()) < group)
+            .take_while(move |mapping| (mapping.image, mapping.bias()) == group)
+    }
+
+    /// The mappings by image, load bias and stated address, from the first on that is not `before`.
+    fn in_order_of_place(&self, before: impl Fn(&Mapping) -> bool) -> impl Iterator<Item = &Mapping> {
+        let from = self.by_image.partition_point(|index| before(&self.mappings[*index as usize]));
+        self.by_image[from..].iter().map(|index| &self.mappings[*index as usize])
     }
 
     /// The mappings, sorted by address, disjoint.

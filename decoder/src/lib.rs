@@ -19,6 +19,7 @@ pub mod ledger;
 #[cfg(feature = "oracle")]
 pub mod oracle;
 pub mod packet;
+mod placement;
 pub mod plan;
 pub mod profile;
 pub mod psb;

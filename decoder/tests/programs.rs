@@ -3,6 +3,7 @@
 mod kit;
 
 use kit::decode::{ENGINES, How, Subject, difference, expected_log, pieces};
+use kit::program::Style;
 use kit::rng::Rng;
 use kit::scenario::{Scenario, Wants};
 
@@ -74,6 +75,24 @@ fn overflows_lose_what_they_cover_and_nothing_else() {
 #[test]
 fn filters_end_and_begin_tracing_at_branches() {
     seeds(200).for_each(|seed| check(seed, Wants { filters: true, ..Wants::default() }));
+}
+
+#[test]
+fn direct_branches_lead_from_image_to_image() {
+    let style = Style { cross: true, ..Style::default() };
+    seeds(200).for_each(|seed| check(seed, Wants { style, ..Wants::default() }));
+}
+
+#[test]
+fn an_image_may_be_mapped_twice() {
+    let style = Style { twice: true, ..Style::default() };
+    seeds(200).for_each(|seed| check(seed, Wants { style, ..Wants::default() }));
+}
+
+#[test]
+fn patches_lie_over_an_image() {
+    let style = Style { patched: true, ..Style::default() };
+    seeds(200).for_each(|seed| check(seed, Wants { style, ..Wants::default() }));
 }
 
 #[test]

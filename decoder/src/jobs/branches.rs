@@ -58,6 +58,7 @@ impl Sink for BranchList {
             (Exit::Call, _) => (EdgeKind::Call, node.succ[0]),
             (Exit::CallInd, Leave::To(to)) => (EdgeKind::CallInd, to),
             (Exit::JmpInd, Leave::To(to)) => (EdgeKind::JmpInd, to),
+            (Exit::Cross, Leave::To(to)) => (info.cross.0.unwrap_or(EdgeKind::Jmp), to),
             (_, Leave::To(to)) => (EdgeKind::Ret, to),
             _ => return,
         };

@@ -17,7 +17,7 @@
 //! - A gap ends all frames where flow was lost.
 
 use crate::config::TscConversion;
-use crate::graph::Exit;
+use crate::graph::{Exit, NodeId};
 use crate::image::FunctionId;
 use crate::ledger::LossReason;
 use crate::plan::Unit;
@@ -47,6 +47,15 @@ pub struct CallSteps {
 impl CallSteps {
     fn push(&mut self, mark: Mark, step: Step) {
         self.steps.push((mark, step));
+    }
+
+    /// The jump at a node's end.
+    fn jump(&mut self, run: &Run<'_>, to: NodeId, mark: Mark) {
+        let to = run.graph.site(to);
+        let indirect = run.graph.node(run.node).exit == Exit::JmpInd;
+        if to.function.function != run.graph.info(run.node).last_function.function {
+            self.push(mark, Step::Jump { to, indirect });
+        }
     }
 
     /// The jumps folded into a node, and its conditional branch, where they lead into another function.
@@ -90,12 +99,12 @@ impl Sink for CallSteps {
                 self.push(mark, Step::Call { to, returns_to: ret });
             }
             (Exit::Ret, Leave::To(to)) => self.push(mark, Step::Return { to: run.graph.site(to) }),
-            (Exit::JmpInd, Leave::To(to)) => {
-                let to = run.graph.site(to);
-                if to.function.function != run.graph.info(run.node).last_function.function {
-                    self.push(mark, Step::Jump { to, indirect: true });
-                }
+            (Exit::JmpInd, Leave::To(to)) => self.jump(&run, to, mark),
+            (Exit::Cross, Leave::To(to)) if run.graph.info(run.node).cross.0 == Some(EdgeKind::Call) => {
+                let (to, ret) = (run.graph.site(to), run.graph.start_addr(node.ret));
+                self.push(mark, Step::Call { to, returns_to: ret });
             }
+            (Exit::Cross, Leave::To(to)) => self.jump(&run, to, mark),
             _ => {}
         }
     }

@@ -243,6 +243,8 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
 
     pub(super) fn set_mode(&mut self, mode: crate::packet::ExecMode) {
         if mode != self.cursor.mode {
+            // A return address lies in whatever mode the RET runs in.
+            self.cursor.stack.resolve(|node| self.graph.ip_of(node));
             self.cursor.mode = mode;
             self.graph.forget_ips();
         }

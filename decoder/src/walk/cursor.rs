@@ -89,6 +89,17 @@ impl ReturnStack {
     pub fn clear(&mut self) {
         self.depth = 0;
     }
+
+    /// Turns nodes into addresses: what they stand for is about to change.
+    pub fn resolve(&mut self, ip_of: impl Fn(NodeId) -> Option<Ip>) {
+        for slot in &mut self.slots {
+            if let ReturnAddress::Node(node) = *slot
+                && let Some(ip) = ip_of(node)
+            {
+                *slot = ReturnAddress::Ip(ip);
+            }
+        }
+    }
 }
 
 /// Whether the walk knows where it is.

@@ -8,14 +8,15 @@
 
 use super::cursor::{Place, ReturnAddress};
 use super::{Engine, Walker};
-use crate::graph::{Exit, NOWHERE, NodeId};
+use crate::graph::{Exit, NOWHERE, Node, NodeId};
 use crate::packet::{IpBytes, IpPayload};
+use crate::profile::EdgeKind;
 use crate::reader::MAX_PACKET;
 use crate::sink::{Leave, Run, Sink};
 use crate::units::{AuxOffset, Ip};
 
-/// Direct calls and links that may be stepped through for one packet.
-const MAX_FREE_STEPS: u32 = 10_000;
+/// Ways into other images that may be stepped through for one packet.
+const MAX_CROSSINGS: u32 = 10_000;
 
 /// Why the walk over the graph stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,7 +55,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             self.clock.set_reference(self.reader.reference());
         }
         if node != start || used > 0 {
-            self.cursor.place = match self.graph.ip_of(&self.code, node) {
+            self.cursor.place = match self.graph.ip_of(node) {
                 Some(ip) => Place::At(ip),
                 None => Place::Lost,
             };
@@ -117,7 +118,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
     fn outcomes(&mut self, at: &mut NodeId, data: &[u8], pos: &mut usize) -> Stop {
         let mut node = *at;
         let mut tnt = self.cursor.tnt;
-        let mut steps = 0;
+        let mut crossings = 0;
         let stop = loop {
             if tnt.count == 0 {
                 break Stop::Hungry;
@@ -146,12 +147,11 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                     self.ran(node, insns, Leave::To(target), true);
                     node = target;
                 }
-                Exit::Call | Exit::Link => {
-                    steps += 1;
-                    if steps > MAX_FREE_STEPS {
-                        break Stop::Careful;
-                    }
-                    node = self.step_free(node);
+                Exit::Call | Exit::Link => node = self.step_free(node),
+                Exit::Cross if crossings < MAX_CROSSINGS => {
+                    crossings += 1;
+                    let Some(target) = self.step_across(node) else { break Stop::Careful };
+                    node = target;
                 }
                 Exit::Unbuilt => self.graph.build(&self.code, node),
                 Exit::CallInd | Exit::JmpInd => {
@@ -168,7 +168,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                     *pos += len;
                     node = target;
                 }
-                Exit::Stop => break Stop::Careful,
+                Exit::Stop | Exit::Endless | Exit::Cross => break Stop::Careful,
             }
         };
         self.cursor.tnt = tnt;
@@ -203,6 +203,24 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         next
     }
 
+    /// Into another image, where the careful walker need not look.
+    #[cold]
+    fn step_across(&mut self, node: NodeId) -> Option<NodeId> {
+        let target = self.graph.cross(&self.code, node);
+        if target == NOWHERE {
+            return None;
+        }
+        let Node { ret, insns, .. } = *self.graph.node(node);
+        let by = self.graph.info(node).cross.0;
+        if by == Some(EdgeKind::Call) {
+            self.cursor.stack.push(ReturnAddress::Node(ret));
+        }
+        self.graph.count_target(node, target);
+        let leave = if by.is_some() { Leave::To(target) } else { Leave::Direct };
+        self.ran(node, insns, leave, false);
+        Some(target)
+    }
+
     /// Pops the return address of a compressed RET and counts the return; `None` leaves the stack as it was.
     #[inline]
     fn returned(&mut self, node: NodeId) -> Option<NodeId> {
@@ -222,14 +240,15 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
     /// walker must look; `node` is then as far as the walk is sure.
     #[inline]
     fn target(&mut self, node: &mut NodeId, ip: Ip) -> Option<NodeId> {
-        let mut steps = 0;
+        let mut crossings = 0;
         loop {
             let this = &self.graph.nodes[node.0 as usize];
             match this.exit {
                 Exit::JmpInd | Exit::CallInd | Exit::Ret => break,
-                Exit::Call | Exit::Link if steps < MAX_FREE_STEPS => {
-                    steps += 1;
-                    *node = self.step_free(*node);
+                Exit::Call | Exit::Link => *node = self.step_free(*node),
+                Exit::Cross if crossings < MAX_CROSSINGS => {
+                    crossings += 1;
+                    *node = self.step_across(*node)?;
                 }
                 Exit::Unbuilt => self.graph.build(&self.code, *node),
                 _ => return None,

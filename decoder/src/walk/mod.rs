@@ -139,7 +139,7 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
         static NO_SPACE: crate::image::AddressSpace = crate::image::AddressSpace::empty();
         let versions = context.spaces.versions();
         let space = versions.first().map_or(&NO_SPACE, |version| &version.1);
-        graph.forget_ips();
+        graph.forget_space();
         Self {
             context,
             graph,
@@ -204,6 +204,8 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
             && self.pending.is_clean()
             && self.bound.is_empty()
             && !self.reader.in_block()
+            // There, targets are cut off to 16 bits, at addresses that only the runtime knows.
+            && self.cursor.mode != ExecMode::Bits16
     }
 
     /// Chooses the address space by the time that the last packet gave.
@@ -213,9 +215,10 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
         }
         let index = self.context.spaces.index_at(self.clock.now());
         if index != self.space {
+            self.cursor.stack.resolve(|node| self.graph.ip_of(node));
             self.space = index;
             self.code.space = &self.context.spaces.versions()[index].1;
-            self.graph.forget_ips();
+            self.graph.forget_space();
         }
     }
 
@@ -286,7 +289,7 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
     fn top_of_stack(&self) -> Option<Ip> {
         match self.cursor.stack.top()? {
             cursor::ReturnAddress::Ip(ip) => Some(ip),
-            cursor::ReturnAddress::Node(node) => self.graph.ip_of(&self.code, node),
+            cursor::ReturnAddress::Node(node) => self.graph.ip_of(node),
         }
     }
 

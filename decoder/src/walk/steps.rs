@@ -142,7 +142,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
     fn pop(&mut self) -> Option<Ip> {
         match self.cursor.stack.pop()? {
             ReturnAddress::Ip(ip) => Some(ip),
-            ReturnAddress::Node(node) => self.graph.ip_of(&self.code, node),
+            ReturnAddress::Node(node) => self.graph.ip_of(node),
         }
     }
 
