@@ -235,7 +235,7 @@ impl Graph {
     }
 
     fn locate(&mut self, code: &CodeView<'_, '_>, mode: ExecMode, ip: Ip) -> Option<NodeId> {
-        let mapping = code.space.find(ip)?;
+        let mapping = code.space.find(ip).filter(|_| ip.is_canonical())?;
         // Such code has no addresses above: in it, targets are cut off to 32 bits.
         if mode == ExecMode::Bits32 && mapping.end.0 > 1 << 32 {
             return None;

@@ -40,6 +40,13 @@ newtype!(
     ImageId(u32)
 );
 
+impl Ip {
+    /// True for an address that 5-level paging allows: bits 63:56 are equal.
+    pub fn is_canonical(self) -> bool {
+        ((self.0 << 7) as i64 >> 7) as u64 == self.0
+    }
+}
+
 macro_rules! hex_debug {
     ($($name:ident),*) => {$(
         impl fmt::Debug for $name {

@@ -44,8 +44,11 @@ fn cuts(scenario: &Scenario, rng: &mut Rng) -> Vec<usize> {
     for _ in 0..*rng.pick(&[0, 0, 1, 3, 10]) {
         let mut cut = rng.below(scenario.trace.len());
         if rng.percent(50) {
-            cut = rng.pick(&scenario.psbs) + rng.below(36);
+            cut = rng.pick(&scenario.psbs).offset + rng.below(36);
             cut = cut.saturating_sub(10);
+        }
+        if rng.percent(20) && !scenario.restarts.is_empty() {
+            cut = *rng.pick(&scenario.restarts);
         }
         if cut > 0 && cut < scenario.trace.len() {
             cuts.push(cut);

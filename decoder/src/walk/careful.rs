@@ -27,11 +27,6 @@ pub(super) enum Used {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct BadIp;
 
-/// True for an address that 5-level paging allows: bits 63:56 are equal.
-fn is_canonical(ip: u64) -> bool {
-    ((ip << 7) as i64 >> 7) as u64 == ip
-}
-
 /// Packets that no bound packet waits across.
 fn is_flow(packet: Packet) -> bool {
     matches!(
@@ -78,7 +73,10 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 true
             }
             Some(Err(LexError::Truncated)) => {
-                self.lose_bytes(LossReason::TornPacket, self.reader.rest().len());
+                // The packet may begin in one piece and be torn in the next.
+                while !self.reader.rest().is_empty() {
+                    self.lose_bytes(LossReason::TornPacket, self.reader.rest().len());
+                }
                 false
             }
             Some(Err(LexError::BadPacket)) => {
@@ -193,7 +191,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             return Err(BadIp);
         }
         let Some(ip) = self.cursor.last_ip.update(payload) else { return Ok(None) };
-        self.cursor.last_ip_known = is_canonical(ip);
+        self.cursor.last_ip_known = Ip(ip).is_canonical();
         if self.cursor.last_ip_known { Ok(Some(Ip(ip))) } else { Err(BadIp) }
     }
 

@@ -240,6 +240,11 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
     /// walker must look; `node` is then as far as the walk is sure.
     #[inline]
     fn target(&mut self, node: &mut NodeId, ip: Ip) -> Option<NodeId> {
+        // First, for an address that no CPU sends proves no step.
+        let target = self.graph.node_at_ip(&self.code, self.cursor.mode, ip);
+        if target == NOWHERE {
+            return None;
+        }
         let mut crossings = 0;
         loop {
             let this = &self.graph.nodes[node.0 as usize];
@@ -253,10 +258,6 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 Exit::Unbuilt => self.graph.build(&self.code, *node),
                 _ => return None,
             }
-        }
-        let target = self.graph.node_at_ip(&self.code, self.cursor.mode, ip);
-        if target == NOWHERE {
-            return None;
         }
         let this = self.graph.nodes[node.0 as usize];
         match this.exit {

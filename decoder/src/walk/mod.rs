@@ -306,11 +306,16 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
 
     /// Counts and reports one transfer; the instruction itself is counted already.
     fn transfer(&mut self, kind: EdgeKind, insn: &Insn, to: Option<Ip>, taken: bool) {
-        let from = Ip(insn.addr);
-        self.row(kind, Some(from), to, taken);
         if self.timed {
             self.clock.date(self.mark.ordinal);
         }
+        self.pass(kind, insn, to, taken);
+    }
+
+    /// As [`Self::transfer`], of a branch that no packet tells of: a CYC dates the one behind it.
+    fn pass(&mut self, kind: EdgeKind, insn: &Insn, to: Option<Ip>, taken: bool) {
+        let from = Ip(insn.addr);
+        self.row(kind, Some(from), to, taken);
         if S::RUNS {
             let branch = Branch {
                 kind,

@@ -67,7 +67,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             return Err(Stuck::Loss(LossReason::EndlessLoop));
         }
         self.execute(leash)?;
-        self.transfer(kind, insn, Some(Ip(target)), true);
+        self.pass(kind, insn, Some(Ip(target)), true);
         if kind == EdgeKind::Call && target != insn.next() {
             self.cursor.stack.push(ReturnAddress::Ip(Ip(insn.next())));
         }

@@ -32,9 +32,22 @@ pub struct Scenario {
     pub config: PtConfig,
     pub habits: Habits,
     pub trace: Vec<u8>,
+    /// Where each packet begins.
+    pub starts: Vec<usize>,
     pub truth: Truth,
-    /// Offsets of the PSBs.
-    pub psbs: Vec<usize>,
+    pub psbs: Vec<PsbPlace>,
+    /// Where the buffer was switched: tracing starts again with the byte there.
+    pub restarts: Vec<usize>,
+    /// From which byte on the trace tells of all instructions up to which.
+    pub proofs: Vec<(usize, u64)>,
+}
+
+/// Where a PSB lies.
+#[derive(Clone, Copy, Debug)]
+pub struct PsbPlace {
+    pub offset: usize,
+    /// How many entries of the true log lie before.
+    pub log: usize,
 }
 
 /// How often things happen, in a thousand steps.
@@ -44,6 +57,7 @@ struct Rates {
     event: u32,
     told: u32,
     overflow: u32,
+    restart: u32,
     /// Percent of events and syscalls whose handler is traced.
     traced_handlers: u32,
 }
@@ -56,7 +70,8 @@ struct Recording<'p, 'r> {
     rng: &'r mut Rng,
     filters: Vec<Filter>,
     rates: Rates,
-    psbs: Vec<usize>,
+    psbs: Vec<PsbPlace>,
+    restarts: Vec<usize>,
     torn_psbs: bool,
     /// `truth.retired` when the trace last told where control is: a way without outcomes from there must not come to an
     /// instruction twice, or nobody could say in which turn an event came.
@@ -84,16 +99,18 @@ impl Scenario {
                 time: *rng.pick(&[0, 20, 100]),
                 event: *rng.pick(&[0, 10, 50, 200]),
                 told: *rng.pick(&[0, 0, 20]),
+                restart: *rng.pick(&[0, 5, 20]),
                 overflow: if wants.overflows { *rng.pick(&[2, 10, 30]) } else { 0 },
                 traced_handlers: *rng.pick(&[0, 50, 100]),
             },
             psbs: Vec::new(),
+            restarts: Vec::new(),
             torn_psbs: wants.torn_psbs,
             known: 0,
             rng,
         };
         recording.run();
-        let Recording { tracer, truth, psbs, .. } = recording;
+        let Recording { tracer, truth, psbs, restarts, .. } = recording;
         let config = PtConfig {
             ret_compression: habits.ret_compression,
             mtc: true,
@@ -104,7 +121,8 @@ impl Scenario {
             filters,
             ..PtConfig::default()
         };
-        Self { program, config, habits, trace: tracer.wire.bytes, truth, psbs }
+        let Tracer { wire: Wire { bytes: trace, starts, .. }, proofs, .. } = tracer;
+        Self { program, config, habits, trace, starts, truth, psbs, restarts, proofs }
     }
 }
 
@@ -165,6 +183,21 @@ impl Recording<'_, '_> {
         if self.rng.permille(self.rates.overflow) {
             self.overflow();
         }
+        if self.rng.permille(self.rates.restart) {
+            self.restart();
+        }
+    }
+
+    /// The buffer is full, or perf takes it away.
+    fn restart(&mut self) {
+        let (ip, mode) = (self.machine.ip, self.machine.mode());
+        let (offset, ratio) = self.tracer.restart(ip, mode, self.truth.retired);
+        self.restarts.push(offset);
+        let at = self.at(ip);
+        self.truth.note(What::Disabled { from: at, to: None, why: Off::Async });
+        self.truth.note(What::Told { packet: format!("{:?}", Packet::Cbr { ratio }), at: None });
+        self.truth.note(What::Enabled { at, resumes: false });
+        self.known();
     }
 
     fn is_traced(&self, ip: u64) -> bool {
@@ -186,7 +219,7 @@ impl Recording<'_, '_> {
     fn psb(&mut self, on: bool) {
         let at = on.then(|| (self.machine.ip, self.machine.mode()));
         let offset = self.tracer.psb(at, self.truth.retired);
-        self.psbs.push(offset);
+        self.psbs.push(PsbPlace { offset, log: self.truth.log.len() });
         if on {
             let at = self.at(self.machine.ip);
             self.truth.note(What::Sync { at, psb: Some(offset) });

@@ -52,6 +52,8 @@ pub struct Tracer {
     waiting: u64,
     /// All instructions up to this one are told of.
     pub proven: u64,
+    /// From which byte on the trace tells of all instructions up to which.
+    pub proofs: Vec<(usize, u64)>,
     /// Return addresses that a RET may be compressed against.
     returns: Vec<u64>,
     /// The mode that the last MODE.Exec told.
@@ -71,11 +73,18 @@ impl Tracer {
             deferred: Vec::new(),
             waiting: 0,
             proven: 0,
+            proofs: Vec::new(),
             returns: Vec::new(),
             mode: None,
             tsc: 0x12_3456_0000,
             ctc: 0x1000,
         }
+    }
+
+    /// The packets so far tell of all instructions up to this one.
+    fn prove(&mut self, number: u64) {
+        self.proven = number;
+        self.proofs.push((self.wire.bytes.len(), number));
     }
 
     // ---- packets
@@ -126,7 +135,7 @@ impl Tracer {
             self.pads();
             self.ip_packet(IpKind::Tip, ip);
         }
-        self.proven = self.waiting;
+        self.prove(self.waiting);
         self.capacity = if self.rng.percent(self.habits.long_tnt) { 47 } else { 6 };
     }
 
@@ -225,7 +234,7 @@ impl Tracer {
     fn tip(&mut self, to: u64, number: u64) {
         self.flush();
         self.ip(IpKind::Tip, Some(to));
-        self.proven = number;
+        self.prove(number);
     }
 
     /// A far transfer, or SYSCALL, to traced code.
@@ -239,7 +248,7 @@ impl Tracer {
     pub fn leave(&mut self, to: Option<u64>, number: u64) {
         self.flush();
         self.ip(IpKind::Pgd, to);
-        self.proven = number;
+        self.prove(number);
     }
 
     /// A branch to an address that a filter leaves out (table "Packet Generation under Different Enable Conditions":
@@ -268,7 +277,7 @@ impl Tracer {
         self.mode_packet(mode);
         self.between();
         self.ip(IpKind::Tip, Some(to));
-        self.proven = number;
+        self.prove(number);
     }
 
     /// An event after which nothing is traced.
@@ -277,7 +286,7 @@ impl Tracer {
         self.ip(IpKind::Fup, Some(from));
         self.between();
         self.ip(IpKind::Pgd, to);
-        self.proven = number;
+        self.prove(number);
     }
 
     /// Tracing goes on. `calls_were_made` while it was off: returns to before are not compressed then.
@@ -287,7 +296,26 @@ impl Tracer {
         }
         self.mode_packet(mode);
         self.ip(IpKind::Pge, Some(ip));
-        self.proven = number;
+        self.prove(number);
+    }
+
+    /// The buffer is switched, at the end of one AUX record: tracing stops, and starts again without a PSB. Gives the place
+    /// between the two, and the bus ratio that is told there.
+    pub fn restart(&mut self, ip: u64, mode: u8, number: u64) -> (usize, u8) {
+        self.event_leaves(ip, None, number);
+        let offset = self.wire.bytes.len();
+        if self.habits.mtc && self.rng.percent(50) {
+            self.wire.mtc((self.ctc >> 3) as u8);
+        }
+        self.tsc += 1 + self.rng.next() % 100_000;
+        self.ctc += 1 + self.rng.next() % 1000;
+        self.wire.tsc(self.tsc);
+        self.wire.tma(self.ctc as u16, self.rng.below(512) as u16);
+        let ratio = self.rng.between(8, 40) as u8;
+        self.wire.cbr(ratio);
+        self.mode = None;
+        self.enter(ip, mode, false, number);
+        (offset, ratio)
     }
 
     /// PSB+; `at` is where the CPU is and in what mode, if tracing is on.
@@ -336,7 +364,7 @@ impl Tracer {
         self.pads();
         self.wire.psbend();
         if at.is_some() {
-            self.proven = number;
+            self.prove(number);
         }
         offset
     }
@@ -365,7 +393,7 @@ impl Tracer {
         // The mode is not told here: a trace of several modes tells it in a PSB+ soon.
         self.mode = Some(mode);
         self.ip(IpKind::Fup, Some(ip));
-        self.proven = number;
+        self.prove(number);
     }
 
     /// A packet that waits for a FUP of its own; what was executed up to `ip` is told of.
@@ -375,7 +403,7 @@ impl Tracer {
         packet(&mut self.wire);
         self.between();
         self.ip(IpKind::Fup, Some(ip));
-        self.proven = number;
+        self.prove(number);
     }
 
     /// A packet that stands for itself.
