@@ -32,7 +32,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 self.bind(packet);
                 self.pending.fup_is_bound = true;
             }
-            Packet::ModeTsx { abort, .. } if self.is_on() => {
+            Packet::ModeTsx { abort, .. } if self.is_on() || self.cursor.place == Place::Lost => {
                 // Begin and commit: only an address follows. Abort: FUP and TIP, as of any event.
                 self.bind(packet);
                 self.pending.fup_is_bound = !abort;

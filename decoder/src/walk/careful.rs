@@ -273,6 +273,9 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         self.close_loss();
         self.choose_space();
         self.cursor.tnt.clear();
+        if self.cursor.interrupted.take().is_some_and(|from| from != ip) {
+            self.forget_stack();
+        }
         if self.timed {
             self.clock.date(self.mark.ordinal);
         }
@@ -323,6 +326,9 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
 
     pub(super) fn switch_off(&mut self) {
         self.close_loss();
+        if self.cursor.place == Place::NoImage && self.cursor.interrupted.is_none() {
+            self.forget_stack();
+        }
         self.cursor.place = Place::Off;
         self.cursor.tnt.clear();
         self.pending = Default::default();

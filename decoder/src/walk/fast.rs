@@ -304,8 +304,8 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         let mut len = 1;
         let mut more = head & 4 != 0;
         while more {
-            // Ten bytes hold 64 bits; a longer one is the careful walker's to refuse.
-            if len == 10 {
+            // Nine bytes hold 61 bits; of a longer one the lexer knows what fits in 64.
+            if len == 9 {
                 return None;
             }
             let byte = data[pos + len];

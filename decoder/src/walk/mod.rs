@@ -230,6 +230,11 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
         };
         self.cursor.place = place;
         self.cursor.tnt.clear();
+        if matches!(place, Place::Lost | Place::Overflowed) {
+            // What was called and returned from until flow is found again is not known.
+            self.cursor.stack.clear();
+            self.cursor.interrupted = None;
+        }
         self.pending = Pending { psb: self.pending.psb, ..Pending::default() };
         if self.loss.is_some_and(|loss| loss.reason != reason) {
             self.close_loss();
@@ -269,28 +274,20 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
         self.resume(ip);
     }
 
-    /// Code without an image led to known code at an address. What it called and returned from is not known, but three
-    /// cases are: it goes back to where an event interrupted the flow, and the stack is as it was; it returns to the
-    /// youngest caller, and the stack is as before that call; it calls, and what lies below is its own.
+    /// Code without an image led to known code at an address. What it called and returned from is not known, and known
+    /// code may have run in between that only TNT bits told of. But where it goes back to what an event interrupted, the
+    /// stack is as it was.
     fn resume_from_unknown(&mut self, ip: Ip) {
-        let interrupted = self.cursor.interrupted.take();
-        if interrupted != Some(ip) {
-            if self.top_of_stack() == Some(ip) {
-                self.cursor.stack.pop();
-            } else {
-                self.cursor.stack.clear();
-                self.cursor.unknown_below = true;
-            }
+        if self.cursor.interrupted.take() != Some(ip) {
+            self.forget_stack();
         }
         self.resume(ip);
     }
 
-    /// The address that the next compressed RET would return to.
-    fn top_of_stack(&self) -> Option<Ip> {
-        match self.cursor.stack.top()? {
-            cursor::ReturnAddress::Ip(ip) => Some(ip),
-            cursor::ReturnAddress::Node(node) => self.graph.ip_of(node),
-        }
+    /// Code without an image called and returned.
+    fn forget_stack(&mut self) {
+        self.cursor.stack.clear();
+        self.cursor.unknown_below = true;
     }
 
     /// Flow goes on at an address.
