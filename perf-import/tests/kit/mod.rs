@@ -3,12 +3,14 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod recording;
+
 use ptflow_decoder::config::TscConversion;
 use ptflow_decoder::units::Tsc;
 use ptflow_perf_import::write::{PerfWriter, Who, WriterConfig};
 use ptflow_perf_import::{Cpu, Pid, Tid};
 use std::io::Cursor;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Half a nanosecond a tick: TSC = 2 × (time - 100).
 pub const TIME: TscConversion = TscConversion { shift: 10, mult: 512, zero: 100 };
@@ -198,4 +200,29 @@ pub fn raw_records(file: &[u8]) -> Vec<Raw<'_>> {
     }
     assert_eq!(at, end, "the records fill the section");
     records
+}
+
+/// The folder of captures from outside, or a printed line that the test is skipped.
+pub fn captures(test: &str) -> Option<PathBuf> {
+    let folder = std::env::var_os("PTFLOW_CAPTURES").map(PathBuf::from);
+    if folder.is_none() {
+        println!("skipped: {test} reads captures from outside; set PTFLOW_CAPTURES to their folder");
+    }
+    folder
+}
+
+/// The output of a program; `None` and a printed line where it cannot be run or fails.
+pub fn output(program: &str, args: &[&str], dir: &Path) -> Option<String> {
+    let output = std::process::Command::new(program).args(args).current_dir(dir).output();
+    match output {
+        Ok(output) if output.status.success() => Some(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Ok(output) => {
+            println!("skipped: {program} {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr));
+            None
+        }
+        Err(error) => {
+            println!("skipped: {program}: {error}");
+            None
+        }
+    }
 }
