@@ -4,7 +4,9 @@
 //! *Invariant*: nothing here decides what the truth is. The recorder counts the truth from executed blocks by code
 //! that never sees a [`pt::PtEncoder`].
 
+pub mod accuracy;
 pub mod log;
 pub mod options;
+pub mod order;
 pub mod pt;
 pub mod recorder;

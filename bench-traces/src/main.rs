@@ -5,10 +5,13 @@ mod bench;
 
 use anyhow::Context as _;
 use clap::{Args as ClapArgs, Parser, Subcommand};
+use ptflow_bench_traces::accuracy::{self, Errors};
 use ptflow_bench_traces::log::{Entry, LogReader};
 use ptflow_bench_traces::options::{PtOptions, machine};
+use ptflow_bench_traces::order::Way;
 use ptflow_bench_traces::recorder::{PLUGIN, Recorder};
 use ptflow_decoder::units::Tsc;
+use ptflow_decoder::walk::Engine;
 use std::ffi::OsString;
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
@@ -30,6 +33,8 @@ enum Verb {
     Count(CountArgs),
     /// Print an ordered truth, tab-separated: CYCLES TIME_NS INSTRUCTIONS KIND FROM TO
     Log(LogArgs),
+    /// How far our times and perf's are from the truth, for recordings made with --log
+    Accuracy(AccuracyArgs),
     /// Time ptflow against Intel's libipt on a capture, after comparing their answers
     #[cfg(feature = "oracle")]
     Bench(bench::BenchArgs),
@@ -63,6 +68,13 @@ struct LogArgs {
     file: PathBuf,
 }
 
+#[derive(ClapArgs, Debug)]
+struct AccuracyArgs {
+    /// The folders of recordings
+    #[arg(required = true)]
+    recordings: Vec<PathBuf>,
+}
+
 fn main() -> ExitCode {
     match run(Args::parse()) {
         // As a shell would: the program's own status is ours.
@@ -83,10 +95,43 @@ fn run(args: Args) -> anyhow::Result<ExitStatus> {
             Recorder { plugin, command, log }.record(&output, options)
         }
         Verb::Count(args) => Recorder { plugin, command: args.command, log: false }.count(),
+        Verb::Accuracy(args) => print_accuracy(&args.recordings).map(|()| ExitStatus::default()),
         Verb::Log(args) => print_log(&args.file).map(|()| ExitStatus::default()),
         #[cfg(feature = "oracle")]
         Verb::Bench(args) => bench::run(&args).map(|()| ExitStatus::default()),
     }
+}
+
+/// Prints a table of errors in nanoseconds: a row for our times and one for perf's.
+fn print_accuracy(recordings: &[PathBuf]) -> anyhow::Result<()> {
+    println!("| recording | times | branches | exact | p50 | p99 | max | earliest | latest |");
+    println!("| --- | --- | --: | --: | --: | --: | --: | --: | --: |");
+    let row = |name: &str, whose: &str, exact: String, errors: &mut Errors| {
+        let (early, late) = errors.range();
+        let [p50, p99, max] = [0.5, 0.99, 1.0].map(|part| errors.quantile(part));
+        let count = errors.count();
+        println!(
+            "| {name} | {whose} | {count} | {exact} | {p50:.1} | {p99:.1} | {max:.1} | {early:.1} | {late:+.1} |"
+        );
+    };
+    for recording in recordings {
+        let name = recording.file_name().unwrap_or_default().to_string_lossy();
+        let way = Way { engine: Engine::Fast, threads: 2, unit_bytes: 1 << 18 };
+        let mut ours = accuracy::ours(recording, way)?;
+        let share = 100.0 * ours.exact.count() as f64 / ours.ours.count().max(1) as f64;
+        row(&name, "ptflow", format!("{share:.0} %"), &mut ours.ours);
+        if ours.exact.count() > 0 {
+            row("", "… exact", String::new(), &mut ours.exact);
+        }
+        if ours.backwards + ours.timeless > 0 {
+            println!("| | backwards {}, without time {} |", ours.backwards, ours.timeless);
+        }
+        match accuracy::perf(recording) {
+            Ok(mut errors) => row("", "perf", String::new(), &mut errors),
+            Err(error) => println!("| | perf: {error:#} |"),
+        }
+    }
+    Ok(())
 }
 
 /// Prints an ordered truth.

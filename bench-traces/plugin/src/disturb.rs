@@ -48,9 +48,10 @@ impl Disturbance {
 }
 
 impl Thread {
-    /// Something may happen before, or in, the block that starts.
+    /// Something may happen before, or in, the block that starts; `again`: it repeats a string instruction, which is
+    /// counted already but not done.
     #[cold]
-    pub(crate) fn disturb(&mut self, block: &'static Block) {
+    pub(crate) fn disturb(&mut self, block: &'static Block, again: bool) {
         let Some(mut plan) = self.disturbance.take() else { return };
         if plan.overflow_left > 0 {
             plan.overflow_left -= 1;
@@ -60,17 +61,18 @@ impl Thread {
             }
         } else if self.pt.is_on() {
             let index = plan.next() as usize % block.offsets.len().max(1);
+            let ahead = index as i64 - i64::from(again);
             let at = block.start + u64::from(block.offsets.get(index).copied().unwrap_or(0));
             if plan.hits(plan.options.interrupts) {
                 self.pt.interrupt(at);
-                self.truth.interrupted_to(at, None, index as u64);
+                self.truth.interrupted_to(at, None, ahead);
                 plan.unsent.clear();
                 self.pass(INTERRUPT_CYCLES);
                 self.pt.enable(at);
-                self.truth.resume(at);
+                self.truth.resume(at, ahead);
             } else if plan.hits(plan.options.kernel) {
                 let entry = KERNEL + plan.next() % 0x10_0000;
-                self.truth.interrupted_to(at, Some(entry), index as u64);
+                self.truth.interrupted_to(at, Some(entry), ahead);
                 self.pt.kernel(at, entry);
                 self.truth.pass(KERNEL_CYCLES);
                 plan.unsent.clear();
@@ -90,7 +92,7 @@ impl Thread {
     pub fn restart(&mut self, at: u64) {
         self.pass(INTERRUPT_CYCLES);
         self.pt.restart(at);
-        self.truth.resume(at);
+        self.truth.resume(at, 0);
     }
 
     /// Tracing is about to go off: an overflow ends before that.

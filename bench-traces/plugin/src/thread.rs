@@ -76,12 +76,12 @@ impl Thread {
             self.enter(block.start);
         }
         self.pt.psb_if_due(block.start);
-        if self.disturbance.is_some() {
-            self.disturb(block);
-        }
         let again = self.previous.is_some_and(|previous| {
             previous.end == End::Rep && previous.last == block.start && block.insns == 1
         });
+        if self.disturbance.is_some() {
+            self.disturb(block, again);
+        }
         // A repeated string instruction is one instruction, however often it comes back.
         self.truth.instructions += u64::from(block.insns) - u64::from(again);
         self.pass(u64::from(block.cycles));
@@ -168,7 +168,7 @@ impl Thread {
         }
         self.pass(INTERRUPT_CYCLES);
         self.pt.enable(to);
-        self.truth.resume(to);
+        self.truth.resume(to, 0);
     }
 
     /// Tracing goes on.
@@ -176,7 +176,7 @@ impl Thread {
     fn enter(&mut self, to: u64) {
         let Some(Interrupted { block: Some(block) }) = self.resuming.take() else {
             self.pt.enable(to);
-            self.truth.resume(to);
+            self.truth.resume(to, 0);
             return;
         };
         // Back from a signal handler: first the instruction that was interrupted.
@@ -191,12 +191,12 @@ impl Thread {
         };
         if leads_on && !in_block {
             self.pt.enable(block.last);
-            self.truth.resume(block.last);
+            self.truth.resume(block.last, 0);
             self.truth.instructions += 1;
             self.leave(block, to);
         } else {
             self.pt.enable(to);
-            self.truth.resume(to);
+            self.truth.resume(to, 0);
         }
     }
 

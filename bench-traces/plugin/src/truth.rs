@@ -66,9 +66,9 @@ impl Truth {
     }
 
     #[inline]
-    fn note(&mut self, kind: EdgeKind, from: Option<u64>, to: Option<u64>, taken: bool, ahead: u64) {
+    fn note(&mut self, kind: EdgeKind, from: Option<u64>, to: Option<u64>, taken: bool, ahead: i64) {
         if self.log.is_some() {
-            let (cycles, instructions) = (self.cycles, self.instructions + ahead);
+            let (cycles, instructions) = (self.cycles, self.instructions.wrapping_add_signed(ahead));
             self.write(&Entry { kind, from, to, taken, cycles, instructions });
         }
     }
@@ -113,10 +113,10 @@ impl Truth {
         self.note(block.end.kind(), Some(block.last), Some(target), true, 0);
     }
 
-    /// Tracing resumed.
-    pub fn resume(&mut self, at: u64) {
+    /// Tracing resumed; so many instructions are counted too few, or if negative, too many.
+    pub fn resume(&mut self, at: u64, ahead: i64) {
         *self.resumes.entry(at).or_insert(0) += 1;
-        self.note(EdgeKind::Resume, None, Some(at), true, 0);
+        self.note(EdgeKind::Resume, None, Some(at), true, ahead);
     }
 
     /// The flow was interrupted in front of `at`.
@@ -124,8 +124,8 @@ impl Truth {
         self.interrupted_to(at, None, 0);
     }
 
-    /// The flow was interrupted in front of `at`, by code at `to`; so many instructions executed that are not counted yet.
-    pub fn interrupted_to(&mut self, at: u64, to: Option<u64>, ahead: u64) {
+    /// The flow was interrupted in front of `at`, by code at `to`; so many instructions are counted too few, or if negative, too many.
+    pub fn interrupted_to(&mut self, at: u64, to: Option<u64>, ahead: i64) {
         *self.asyncs.entry((at, to)).or_insert(0) += 1;
         self.note(EdgeKind::Async, Some(at), to, true, ahead);
     }

@@ -103,12 +103,12 @@ fn branches(args: &DumpArgs, loaded: &Loaded<'_>, output: Output) -> anyhow::Res
             let spaces: Vec<&AddressSpace> =
                 contexts[unit.stream].spaces.versions().iter().map(|version| &version.1).collect();
             let mut times = result.timeline.reader();
-            for (ordinal, line) in &list.lines {
+            for (mark, line) in &list.lines {
                 let ns = times
-                    .at(*ordinal)
+                    .at(mark.ordinal)
                     .and_then(|moment| loaded.capture.config.time.map(|time| time.to_ns(moment.tsc).0));
                 match line {
-                    Line::Transfer { kind, from, to } => {
+                    Line::Transfer { kind, from, to, .. } => {
                         let place = |addr: Option<CodeAddr>| addr.map(|addr| names.place(&spaces, addr));
                         writer.transfer(ns, tid, kind.name(), place(*from), place(*to))?;
                     }

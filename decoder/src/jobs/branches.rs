@@ -9,14 +9,16 @@ use crate::units::Svma;
 /// One line of the list.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Line {
-    /// A transfer: taken branches, calls, returns, asynchronous events, resumptions.
+    /// A transfer: branches, calls, returns, asynchronous events, resumptions.
     Transfer {
         /// Kind.
         kind: EdgeKind,
         /// From; `None` for [`EdgeKind::Resume`].
         from: Option<CodeAddr>,
-        /// To; `None` where the trace does not say.
+        /// To, or where a conditional branch would go; `None` where the trace does not say.
         to: Option<CodeAddr>,
+        /// False for a conditional branch that fell through.
+        taken: bool,
     },
     /// Flow was lost.
     Gap {
@@ -27,16 +29,18 @@ pub enum Line {
     },
 }
 
-/// Collects the lines of one unit with the ordinal of each.
+/// Collects the lines of one unit with the mark of each.
 #[derive(Clone, Debug, Default)]
 pub struct BranchList {
     /// Ordinals never fall.
-    pub lines: Vec<(u64, Line)>,
+    pub lines: Vec<(Mark, Line)>,
+    /// Conditional branches that fell through are wanted too.
+    pub not_taken: bool,
 }
 
 impl BranchList {
-    fn transfer(&mut self, ordinal: u64, kind: EdgeKind, from: Option<CodeAddr>, to: Option<CodeAddr>) {
-        self.lines.push((ordinal, Line::Transfer { kind, from, to }));
+    fn transfer(&mut self, mark: Mark, kind: EdgeKind, from: Option<CodeAddr>, to: Option<CodeAddr>) {
+        self.lines.push((mark, Line::Transfer { kind, from, to, taken: true }));
     }
 }
 
@@ -50,10 +54,18 @@ impl Sink for BranchList {
         let addr = |svma: Svma| Some(CodeAddr { image: Some(info.image), addr: svma.0 });
         let start = mark.ordinal - u64::from(node.insns);
         for jump in run.graph.jumps(run.node) {
-            self.transfer(start + u64::from(jump.insns), jump.kind, addr(jump.from), addr(jump.to));
+            let mark = Mark { ordinal: start + u64::from(jump.insns), ..mark };
+            self.transfer(mark, jump.kind, addr(jump.from), addr(jump.to));
         }
         let (kind, to) = match (node.exit, run.leave) {
-            (_, Leave::NotTaken) | (Exit::Link, _) => return,
+            (_, Leave::NotTaken) => {
+                if self.not_taken {
+                    let (from, to) = (addr(info.last), Some(run.graph.start_addr(node.succ[1])));
+                    self.lines.push((mark, Line::Transfer { kind: EdgeKind::Jcc, from, to, taken: false }));
+                }
+                return;
+            }
+            (Exit::Link, _) => return,
             (Exit::Jcc, _) => (EdgeKind::Jcc, node.succ[1]),
             (Exit::Call, _) => (EdgeKind::Call, node.succ[0]),
             (Exit::CallInd, Leave::To(to)) => (EdgeKind::CallInd, to),
@@ -62,12 +74,14 @@ impl Sink for BranchList {
             (_, Leave::To(to)) => (EdgeKind::Ret, to),
             _ => return,
         };
-        self.transfer(mark.ordinal, kind, addr(info.last), Some(run.graph.start_addr(to)));
+        self.transfer(mark, kind, addr(info.last), Some(run.graph.start_addr(to)));
     }
 
     fn branch(&mut self, branch: &Branch, mark: Mark) {
-        if branch.taken {
-            self.transfer(mark.ordinal, branch.kind, Some(branch.from.addr), branch.to.map(|to| to.addr));
+        if branch.taken || self.not_taken {
+            let Branch { kind, taken, .. } = *branch;
+            let (from, to) = (Some(branch.from.addr), branch.to.map(|to| to.addr));
+            self.lines.push((mark, Line::Transfer { kind, from, to, taken }));
         }
     }
 
@@ -76,18 +90,18 @@ impl Sink for BranchList {
             Event::Sync { .. } | Event::Told { .. } => {}
             Event::Enabled { at, resumes } => {
                 if !resumes {
-                    self.transfer(mark.ordinal, EdgeKind::Resume, None, Some(at.addr));
+                    self.transfer(mark, EdgeKind::Resume, None, Some(at.addr));
                 }
             }
             Event::Disabled { from, to, why } => {
                 if why == crate::sink::Off::Async {
-                    self.transfer(mark.ordinal, EdgeKind::Async, Some(from.addr), to.map(|to| to.addr));
+                    self.transfer(mark, EdgeKind::Async, Some(from.addr), to.map(|to| to.addr));
                 }
             }
             Event::Async { from, to } => {
-                self.transfer(mark.ordinal, EdgeKind::Async, Some(from.addr), Some(to.addr));
+                self.transfer(mark, EdgeKind::Async, Some(from.addr), Some(to.addr));
             }
-            Event::Gap { reason, bytes, .. } => self.lines.push((mark.ordinal, Line::Gap { reason, bytes })),
+            Event::Gap { reason, bytes, .. } => self.lines.push((mark, Line::Gap { reason, bytes })),
         }
     }
 }
