@@ -277,6 +277,7 @@ impl PtEncoder {
     /// back to `ip`. The kernel's own calls and returns leave the return stack as it was. Takes
     /// [`KERNEL_CYCLES`].
     pub fn kernel(&mut self, ip: u64, entry: u64) {
+        self.mtc();
         self.flush();
         self.cyc(self.cycles);
         let payload = self.ip(ip);
@@ -368,6 +369,7 @@ impl PtEncoder {
 
     /// Tracing goes off at a branch out of the traced code (a SYSCALL).
     pub fn disable(&mut self) {
+        self.mtc();
         self.flush();
         self.cyc(self.cycles);
         self.put(Packet::TipPgd(IpPayload::SUPPRESSED));
@@ -376,6 +378,7 @@ impl PtEncoder {
 
     /// Tracing goes off by an event in front of the instruction at `ip`.
     pub fn interrupt(&mut self, ip: u64) {
+        self.mtc();
         self.flush();
         self.cyc(self.cycles);
         let payload = self.ip(ip);
@@ -421,6 +424,14 @@ impl PtEncoder {
         let since_start = edge - machine::TSC_START;
         // The first cycle whose TSC is not below the edge.
         (since_start * u64::from(machine::CORE_RATIO)).div_ceil(u64::from(machine::TSC_RATIO))
+    }
+
+    /// Time has passed in traced code: the crystal clock does not wait for a branch.
+    #[inline]
+    pub fn tick(&mut self) {
+        if self.on {
+            self.mtc();
+        }
     }
 
     /// Sends an MTC if the crystal clock's watched bits changed.

@@ -13,14 +13,21 @@ use crate::profile::{CodeAddr, EdgeKind};
 /// A place in the flow of one work unit.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Mark {
-    /// Instructions executed since the unit's start, plus [`Mark::switches`]: rises with every branch, and across
-    /// times without tracing, so that it orders all events and can be joined with the clock.
+    /// Instructions executed since the unit's start, plus [`Mark::switches`]: rises with every branch, and at every
+    /// interruption, so that it orders all events and can be joined with the clock.
     pub ordinal: u64,
-    /// How often tracing went on or off since the unit's start.
+    /// Steps of the ordinal that were no instructions: before tracing goes on and behind where it went off, before and
+    /// behind a gap, at an interrupt.
     pub switches: u64,
 }
 
 impl Mark {
+    /// The flow is interrupted: what comes now has another ordinal than what was before.
+    pub(crate) fn interrupt(&mut self) {
+        self.ordinal += 1;
+        self.switches += 1;
+    }
+
     /// Instructions executed since the unit's start.
     pub fn instructions(self) -> u64 {
         self.ordinal - self.switches

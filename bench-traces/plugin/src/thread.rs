@@ -85,6 +85,7 @@ impl Thread {
         // A repeated string instruction is one instruction, however often it comes back.
         self.truth.instructions += u64::from(block.insns) - u64::from(again);
         self.pass(u64::from(block.cycles));
+        self.pt.tick();
         self.previous = Some(block);
     }
 

@@ -62,6 +62,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             Some(Ok((packet, len))) => {
                 self.advance(len);
                 let used = self.apply(packet);
+                self.undated(packet);
                 if packet != Packet::Pad {
                     self.after_branches =
                         matches!(packet, Packet::ShortTnt(_) | Packet::LongTnt(_) | Packet::Tip(_));
@@ -89,6 +90,16 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 }
                 true
             }
+        }
+    }
+
+    /// A CYC dates the packet directly behind it: where that one was no transfer, it dates none. A FUP's is that of the
+    /// TIP or TIP.PGD to come, and padding and the mode are nothing that happens.
+    fn undated(&mut self, packet: Packet) {
+        let waits =
+            matches!(packet, Packet::Cyc { .. } | Packet::Pad | Packet::Fup(_) | Packet::ModeExec { .. });
+        if self.timed && !waits {
+            self.clock.pass(self.mark.ordinal);
         }
     }
 
@@ -276,8 +287,9 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         if self.cursor.interrupted.take().is_some_and(|from| from != ip) {
             self.forget_stack();
         }
+        self.mark.interrupt();
         if self.timed {
-            self.clock.date(self.mark.ordinal);
+            self.clock.on(self.mark.ordinal);
         }
         if !after_overflow {
             self.row(EdgeKind::Resume, None, Some(ip), true);
@@ -335,14 +347,16 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
     }
 
     pub(super) fn went_off(&mut self, from: Ip, to: Option<Ip>, why: Off) {
+        if why == Off::Async {
+            self.mark.interrupt();
+        }
         if self.timed {
             self.clock.date(self.mark.ordinal);
             self.clock.off(self.mark.ordinal);
         }
         let (from, to) = (self.code.site(from), to.map(|to| self.code.site(to)));
         self.sink.event(Event::Disabled { from, to, why }, self.mark);
-        self.mark.ordinal += 1;
-        self.mark.switches += 1;
+        self.mark.interrupt();
     }
 
     pub(super) fn overflow(&mut self) {
@@ -457,6 +471,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             (Place::At(_) | Place::NoImage, Some(from)) => {
                 self.take_mode();
                 self.row(EdgeKind::Async, Some(from), Some(to), true);
+                self.mark.interrupt();
                 if self.timed {
                     self.clock.date(self.mark.ordinal);
                 }

@@ -241,6 +241,10 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
         }
         if self.loss.is_none() {
             self.loss = Some(OpenLoss { reason, from: self.packet_at, bytes: 0, begin: self.mark, at });
+            if self.timed {
+                self.clock.gap(self.mark.ordinal);
+            }
+            self.mark.interrupt();
         }
     }
 
@@ -254,6 +258,7 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
                 bytes: loss.bytes,
                 at: loss.at,
             });
+            self.mark.interrupt();
             let event = Event::Gap { reason: loss.reason, begin: loss.begin, bytes: loss.bytes };
             self.sink.event(event, self.mark);
         }

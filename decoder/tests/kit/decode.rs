@@ -123,7 +123,6 @@ impl<'m> Subject<'m> {
     /// Everything in order, of one stream.
     pub fn flow(&self, stream: &TraceStream<'m>, how: How) -> Flow {
         let (mut log, mut units, mut times) = (Vec::new(), Vec::new(), Vec::new());
-        let mut base = 0;
         let mut instructions = 0;
         let ledgers = run::in_order::<Recorder, ()>(
             &[self.context(stream)],
@@ -133,8 +132,7 @@ impl<'m> Subject<'m> {
                 let before: usize =
                     stream.pieces[..unit.from.piece].iter().map(|piece| piece.bytes.len()).sum();
                 units.push(before + unit.from.byte);
-                log.extend(recorder.log.into_iter().map(|(ordinal, seen)| (base + ordinal, seen)));
-                base += result.end.ordinal;
+                log.extend(recorder.log.into_iter().map(|(at, seen)| (instructions + at, seen)));
                 instructions += result.end.instructions();
                 times.push(format!("{:?}", result.timeline));
                 Ok(())
@@ -173,7 +171,7 @@ struct Recorder {
 
 impl Recorder {
     fn see(&mut self, mark: Mark, what: What) {
-        self.log.push((mark.ordinal, Seen::What(what)));
+        self.log.push((mark.instructions(), Seen::What(what)));
     }
 }
 
@@ -183,19 +181,20 @@ impl Sink for Recorder {
 
     fn run(&mut self, run: Run<'_>, mark: Mark) {
         self.list.run(run, mark);
-        for (ordinal, line) in self.list.lines.drain(..) {
-            if let Line::Transfer { kind, from: Some(from), to } = line {
-                self.log.push((ordinal, Seen::What(What::Branch { kind, from, to, taken: true })));
+        for (mark, line) in self.list.lines.drain(..) {
+            if let Line::Transfer { kind, from: Some(from), to, .. } = line {
+                self.log
+                    .push((mark.instructions(), Seen::What(What::Branch { kind, from, to, taken: true })));
             }
         }
         if run.leave == Leave::NotTaken {
-            self.log.push((mark.ordinal, Seen::NotTaken));
+            self.log.push((mark.instructions(), Seen::NotTaken));
         }
     }
 
     fn branch(&mut self, branch: &Branch, mark: Mark) {
         if !branch.taken {
-            self.log.push((mark.ordinal, Seen::NotTaken));
+            self.log.push((mark.instructions(), Seen::NotTaken));
             return;
         }
         let to = branch.to.map(|to| to.addr);

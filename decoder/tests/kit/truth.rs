@@ -61,9 +61,7 @@ pub struct Truth {
     pub retired: u64,
     /// Instructions that no packet can tell of: lost in an overflow, or not traced.
     hidden: u64,
-    /// How often tracing went off.
-    switches: u64,
-    /// Ordinal (instructions told of, plus switches), `retired` then, and what.
+    /// Instructions told of, `retired` then, and what.
     pub log: Vec<(u64, u64, What)>,
     /// All that was executed while tracing was on, also what no packet tells of.
     pub executed: Rows,
@@ -137,16 +135,14 @@ impl Truth {
     /// Something happened here.
     pub fn note(&mut self, what: What) {
         count(&mut self.executed, &what);
-        let off = matches!(what, What::Disabled { .. });
-        self.log.push((self.retired - self.hidden + self.switches, self.retired, what));
-        self.switches += u64::from(off);
+        self.log.push((self.retired - self.hidden, self.retired, what));
     }
 
     /// A packet tells of something when the instructions up to `proven` are told of; those behind come later.
     pub fn note_behind(&mut self, proven: u64, what: What) {
         let at = self.log.partition_point(|entry| entry.1 <= proven);
         let hidden = self.hidden;
-        self.log.insert(at, (proven - hidden + self.switches, proven, what));
+        self.log.insert(at, (proven - hidden, proven, what));
     }
 
     /// Something happened while packets were lost.

@@ -1,0 +1,132 @@
+//! From a unit's notes to points in time, in hindsight: cycles scaled to TSC ticks between moments where both are known.
+
+use super::timeline::{Timeline, TimelineBuilder};
+use super::{Kind, Note};
+
+/// A moment at which both the cycle count and the TSC are known.
+#[derive(Clone, Copy, Debug)]
+struct Tie {
+    cycles: u64,
+    tsc: u64,
+    /// By a CYC; else the count is the last one seen before.
+    dated: bool,
+    sure: bool,
+}
+
+/// Scales cycles to TSC ticks between ties.
+pub(super) struct Resolver {
+    max_nonturbo: u8,
+    tie: Option<Tie>,
+    /// TSC ticks per cycle from the tie to the next one.
+    factor: Option<f64>,
+    /// TSC ticks per cycle as CBR says.
+    by_ratio: Option<f64>,
+    /// The last factor there was, where CBR says nothing.
+    last_factor: Option<f64>,
+}
+
+impl Resolver {
+    pub fn new(max_nonturbo: u8) -> Self {
+        Self { max_nonturbo, tie: None, factor: None, by_ratio: None, last_factor: None }
+    }
+
+    pub fn resolve(mut self, notes: &[Note]) -> Timeline {
+        let mut timeline = TimelineBuilder::default();
+        let mut next_anchor = 0;
+        for (index, note) in notes.iter().enumerate() {
+            match note.kind {
+                Kind::Anchor { tsc, dated, sure } => {
+                    timeline.point(note.ordinal, tsc, false);
+                    // A tie by CYC is better than a later one without, but that one is better than a former such.
+                    if dated || self.tie.is_none_or(|tie| !tie.dated) {
+                        let tie = Tie { cycles: note.cycles, tsc, dated, sure };
+                        self.tie = Some(tie);
+                        self.factor = self.ahead(&notes[index + 1..], tie);
+                        self.last_factor = self.factor.or(self.last_factor);
+                    }
+                }
+                Kind::Cycles { own } => {
+                    let (Some(tie), Some(tsc)) = (self.tie, self.scale(note.cycles)) else { continue };
+                    next_anchor = next_anchor.max(index + 1);
+                    let ceiling = ceiling(notes, &mut next_anchor);
+                    // Another packet says that it was before: the scale is not right.
+                    let exact = own && tie.dated && tie.sure && tsc <= ceiling;
+                    timeline.point(note.ordinal, tsc.min(ceiling), exact);
+                }
+                Kind::Ratio { ratio } => self.ratio(ratio, note.cycles),
+                Kind::Break => {
+                    self.tie = None;
+                    self.factor = None;
+                }
+                Kind::Off => timeline.off(note.ordinal),
+            }
+        }
+        timeline.finish()
+    }
+
+    /// The TSC at a cycle count.
+    fn scale(&self, cycles: u64) -> Option<u64> {
+        let tie = self.tie?;
+        let factor = self.factor.or(self.by_ratio).or(self.last_factor)?;
+        Some(tie.tsc.saturating_add((cycles.wrapping_sub(tie.cycles) as f64 * factor).round() as u64))
+    }
+
+    /// CBR. It is repeated in each PSB+: only another one says that the clock rate changed. What was tied before scales
+    /// by the former rate up to here.
+    fn ratio(&mut self, ratio: u8, cycles: u64) {
+        let known = ratio != 0 && self.max_nonturbo != 0;
+        let new = known.then(|| f64::from(self.max_nonturbo) / f64::from(ratio));
+        if new == self.by_ratio {
+            return;
+        }
+        let first = self.by_ratio.is_none();
+        if let (Some(tsc), Some(tie)) = (self.scale(cycles), &mut self.tie) {
+            (tie.cycles, tie.tsc) = (cycles, tsc);
+        }
+        self.by_ratio = new;
+        // The first one tells the rate, and changes nothing.
+        if !first {
+            self.factor = None;
+            self.last_factor = None;
+        }
+    }
+
+    /// Ticks per cycle from a tie to the next one. None where the cycle counter may have stood still on the way, where
+    /// the clock rate changed, or where the figure is more than a quarter above what CBR says (as in the kernel's
+    /// decoder, `intel_pt_calc_cyc_to_tsc`).
+    fn ahead(&self, notes: &[Note], tie: Tie) -> Option<f64> {
+        let mut by_ratio = self.by_ratio;
+        for note in notes {
+            match note.kind {
+                Kind::Anchor { tsc: next, dated, .. } if dated || !tie.dated => {
+                    let elapsed = note.cycles.wrapping_sub(tie.cycles);
+                    let factor = next.saturating_sub(tie.tsc) as f64 / elapsed as f64;
+                    let plausible = by_ratio.is_none_or(|by_ratio| factor <= by_ratio * 1.25);
+                    return (elapsed > 0 && plausible).then_some(factor);
+                }
+                Kind::Ratio { ratio } => {
+                    let known = ratio != 0 && self.max_nonturbo != 0;
+                    let new = known.then(|| f64::from(self.max_nonturbo) / f64::from(ratio));
+                    if by_ratio.is_some() && new != by_ratio {
+                        return None;
+                    }
+                    by_ratio = new;
+                }
+                Kind::Break | Kind::Off => return None,
+                Kind::Anchor { .. } | Kind::Cycles { .. } => {}
+            }
+        }
+        None
+    }
+}
+
+/// The time that the next anchor gives, from `at` on.
+fn ceiling(notes: &[Note], at: &mut usize) -> u64 {
+    while let Some(note) = notes.get(*at) {
+        if let Kind::Anchor { tsc, .. } = note.kind {
+            return tsc;
+        }
+        *at += 1;
+    }
+    u64::MAX
+}

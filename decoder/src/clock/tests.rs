@@ -1,0 +1,212 @@
+use super::*;
+
+fn config() -> PtConfig {
+    PtConfig {
+        mtc: true,
+        mtc_period: 3,
+        cyc: true,
+        tsc_ctc_ratio: Some((80, 1)),
+        max_nonturbo_ratio: 20,
+        ..PtConfig::default()
+    }
+}
+
+#[track_caller]
+fn times(clock: Clock, ordinals: &[u64]) -> Vec<(u64, bool)> {
+    let timeline = clock.finish();
+    let mut reader = timeline.reader();
+    ordinals
+        .iter()
+        .map(|ordinal| {
+            let moment = reader.at(*ordinal).expect("a time");
+            (moment.tsc.0, moment.exact)
+        })
+        .collect()
+}
+
+/// The manual's arithmetic, worked by hand: FC 17 TSC ticks and 5 crystal ticks since the last MTC edge; the next
+/// edge is 8 crystal ticks of 80 TSC ticks behind that.
+#[test]
+fn mtc_lands_on_the_crystal_edge() {
+    let mut clock = Clock::new(&config());
+    clock.tsc(4_398_046_511_137, 0);
+    clock.tma(0xccc8 + 5, 17);
+    clock.mtc(((0xccc8u32 >> 3) + 1) as u8, 100);
+    assert_eq!(times(clock, &[100]), [(4_398_046_511_137 - 17 - 5 * 80 + 8 * 80, false)]);
+}
+
+#[test]
+fn cycles_fit_both_ends() {
+    let mut clock = Clock::new(&config());
+    clock.cyc(10);
+    clock.tsc(1_000_000, 0);
+    clock.tma(0, 0);
+    clock.cyc(100);
+    clock.date(10);
+    clock.cyc(300);
+    clock.mtc(1, 50);
+    // 640 ticks for 400 cycles: 100 cycles are 160 ticks.
+    assert_eq!(
+        times(clock, &[0, 5, 10, 30, 50]),
+        [(1_000_000, false), (1_000_080, false), (1_000_160, true), (1_000_400, false), (1_000_640, false)]
+    );
+}
+
+#[test]
+fn untraced_time_takes_the_slack() {
+    let mut clock = Clock::new(&config());
+    clock.tsc(1_000, 0);
+    clock.tsc(1_100, 100);
+    clock.off(120);
+    clock.tsc(900_000, 121);
+    clock.tsc(900_079, 200);
+    assert_eq!(
+        times(clock, &[110, 120, 121, 160]),
+        [(1_110, false), (1_120, false), (900_000, false), (900_039, false)]
+    );
+}
+
+#[test]
+fn the_upper_byte_comes_from_the_reference() {
+    let mut clock = Clock::new(&config());
+    clock.set_reference(Some(Tsc(0x0300_0000_0000_0010)));
+    clock.tsc(0x00ff_ffff_ffff_fff0, 0);
+    assert_eq!(clock.now(), Some(Tsc(0x02ff_ffff_ffff_fff0)));
+    clock.tsc(0x20, 1);
+    assert_eq!(clock.now(), Some(Tsc(0x0300_0000_0000_0020)));
+}
+
+#[test]
+fn no_packet_no_time() {
+    assert_eq!(Clock::new(&config()).finish().reader().at(5), None);
+}
+
+#[test]
+fn long_mtc_periods_need_the_missing_bits() {
+    let mut clock = Clock::new(&PtConfig { mtc_period: 9, ..config() });
+    clock.tsc(10_000_000, 0);
+    clock.tma(0xfe00, 0); // slice bits 0x7f of seven known bits
+    clock.mtc(0x80, 10);
+    assert_eq!(times(clock, &[10]), [(10_000_000 + 512 * 80, false)]);
+}
+
+/// A timing packet behind a branch is no word about that branch.
+#[test]
+fn a_branch_keeps_its_own_time() {
+    let mut clock = Clock::new(&config());
+    clock.cyc(0);
+    clock.tsc(1_000_000, 0);
+    clock.tma(0, 0);
+    clock.cyc(100);
+    clock.date(10);
+    clock.cyc(300);
+    clock.mtc(1, 10);
+    clock.cyc(400);
+    clock.mtc(2, 10);
+    clock.cyc(400);
+    clock.mtc(3, 20);
+    // 640 ticks for each 400 cycles. The instruction behind begins when the second MTC was sent.
+    assert_eq!(times(clock, &[10, 11, 20]), [(1_000_160, true), (1_001_280 + 64, false), (1_001_920, false)]);
+}
+
+/// The CYC counter runs on in what is lost, and the count is lost with it; the crystal clock's bits are not.
+#[test]
+fn after_an_overflow_the_crystal_goes_on() {
+    let mut clock = Clock::new(&config());
+    clock.cyc(0);
+    clock.tsc(1_000_000, 0);
+    clock.tma(0, 0);
+    clock.cyc(400);
+    clock.mtc(1, 10);
+    clock.cyc(7);
+    clock.overflow(10);
+    clock.gap(10);
+    clock.cyc(5);
+    clock.mtc(9, 11); // eight periods on
+    clock.cyc(100);
+    clock.date(20);
+    clock.cyc(300);
+    clock.mtc(10, 30);
+    clock.cyc(0);
+    clock.tsc(1_006_500, 40);
+    clock.cyc(10);
+    clock.date(50);
+    let timeline = clock.finish();
+    let mut reader = timeline.reader();
+    let mut at = |ordinal| reader.at(ordinal).map(|moment| (moment.tsc.0, moment.exact));
+    assert_eq!(at(10), Some((1_000_640, false)));
+    // Whole turns of the eight bits may be missing: the time is a good one, not a sure one.
+    assert_eq!(at(20), Some((1_000_000 + 9 * 640 + 160, false)));
+    assert_eq!(at(30), Some((1_000_000 + 10 * 640, false)));
+    // The TSC makes it sure again; ten cycles at the last known rate of 1.6.
+    assert_eq!(at(50), Some((1_006_516, true)));
+}
+
+/// Where tracing starts again the counter does too: no CYC stands before the TSC.
+#[test]
+fn cycles_start_again_with_tracing() {
+    let mut clock = Clock::new(&PtConfig { mtc: false, ..config() });
+    clock.cbr(20, 0);
+    clock.cyc(0);
+    clock.tsc(1_000, 0);
+    clock.cyc(50);
+    clock.date(10);
+    clock.off(10);
+    clock.tsc(90_000, 11);
+    clock.cyc(7);
+    clock.on(12);
+    clock.cyc(40);
+    clock.date(20);
+    assert_eq!(times(clock, &[10, 12, 20]), [(1_050, true), (90_007, true), (90_047, true)]);
+}
+
+#[test]
+fn a_cyc_in_front_of_no_transfer_dates_none() {
+    let mut clock = Clock::new(&config());
+    clock.cbr(20, 0);
+    clock.cyc(0);
+    clock.tsc(1_000, 0);
+    clock.cyc(50);
+    clock.pass(10);
+    assert_eq!(times(clock, &[10]), [(1_050, false)]);
+}
+
+/// Twice the clock rate from the second CBR on.
+#[test]
+fn another_ratio_is_another_rate() {
+    let mut clock = Clock::new(&PtConfig { mtc: false, ..config() });
+    clock.cbr(20, 0);
+    clock.cyc(0);
+    clock.tsc(1_000, 0);
+    clock.cyc(100);
+    clock.cbr(40, 5);
+    clock.cyc(100);
+    clock.date(10);
+    assert_eq!(times(clock, &[10]), [(1_150, true)]);
+}
+
+/// Three system calls of the same length between two times.
+#[test]
+fn interruptions_share_what_instructions_do_not_need() {
+    let mut clock = Clock::new(&config());
+    clock.tsc(1_000, 0);
+    clock.tsc(1_100, 100);
+    for off in [110, 120, 130] {
+        clock.off(off);
+    }
+    clock.tsc(1_200 + 3_000, 200);
+    assert_eq!(
+        times(clock, &[100, 110, 111, 121, 131, 200]),
+        [(1_100, false), (1_110, false), (2_111, false), (3_121, false), (4_131, false), (4_200, false)]
+    );
+}
+
+/// Without a TMA an MTC tells nothing; TSC packets go on.
+#[test]
+fn no_tma_no_mtc() {
+    let mut clock = Clock::new(&config());
+    clock.tsc(1_000, 0);
+    clock.mtc(77, 10);
+    clock.tsc(3_000, 20);
+    assert_eq!(times(clock, &[0, 10, 20]), [(1_000, false), (2_000, false), (3_000, false)]);
+}

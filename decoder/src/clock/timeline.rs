@@ -1,0 +1,156 @@
+//! The times of a unit's marks: points that packets gave, and what lies between.
+//!
+//! Between two points time is spread evenly over instructions. Where the flow was interrupted between them (tracing was
+//! off, packets were lost), the instructions go at the unit's usual rate, and the rest of the time is shared by the
+//! interruptions alike.
+
+use crate::units::Tsc;
+
+/// What packets said at one ordinal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Point {
+    ordinal: u64,
+    /// The time of what is at the ordinal: its own, or else the first that a packet behind it gave.
+    at: u64,
+    /// `at` is its own.
+    exact: bool,
+    /// The last time that a packet gave here: what is behind is not before it.
+    until: u64,
+}
+
+/// Gathers points in the order of the trace.
+#[derive(Debug, Default)]
+pub(super) struct TimelineBuilder {
+    points: Vec<Point>,
+    offs: Vec<u64>,
+}
+
+impl TimelineBuilder {
+    /// A packet says that it was `tsc` at this ordinal; `exact` = when the transfer there was.
+    pub fn point(&mut self, ordinal: u64, tsc: u64, exact: bool) {
+        match self.points.last_mut() {
+            Some(last) if last.ordinal == ordinal => {
+                let sound = tsc >= last.until;
+                last.until = last.until.max(tsc);
+                if exact && sound && !last.exact {
+                    (last.at, last.exact) = (tsc, true);
+                }
+            }
+            last => {
+                // Time never runs backwards; what was to be held back is not exact.
+                let floor = last.map_or(0, |last| last.until);
+                let at = tsc.max(floor);
+                self.points.push(Point { ordinal, at, exact: exact && at == tsc, until: at });
+            }
+        }
+    }
+
+    /// Flow is interrupted between this ordinal and the next.
+    pub fn off(&mut self, ordinal: u64) {
+        if self.offs.last() != Some(&ordinal) {
+            self.offs.push(ordinal);
+        }
+    }
+
+    pub fn finish(self) -> Timeline {
+        let Self { points, offs } = self;
+        let (mut ticks, mut instructions) = (0u64, 0u64);
+        let mut off = 0;
+        for pair in points.windows(2) {
+            off += offs[off..].iter().take_while(|off| **off < pair[0].ordinal).count();
+            if offs.get(off).is_none_or(|off| *off >= pair[1].ordinal) {
+                ticks += pair[1].at - pair[0].until;
+                instructions += pair[1].ordinal - pair[0].ordinal;
+            }
+        }
+        let rate = if instructions == 0 { 1.0 } else { ticks as f64 / instructions as f64 };
+        Timeline { points, offs, rate }
+    }
+}
+
+fn count_below(offs: &[u64], ordinal: u64) -> usize {
+    offs.partition_point(|off| *off < ordinal)
+}
+
+/// The times of one unit.
+#[derive(Clone, Debug, Default)]
+pub struct Timeline {
+    /// One an ordinal, in order; times never fall.
+    points: Vec<Point>,
+    /// Ordinals behind which the flow was interrupted.
+    offs: Vec<u64>,
+    /// Ticks per instruction, the unit's average where flow was not interrupted.
+    rate: f64,
+}
+
+/// A moment, and how it is known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Moment {
+    /// When.
+    pub tsc: Tsc,
+    /// True where a CYC packet gives the event's own time; false where the time was interpolated, or is that of a packet
+    /// somewhere behind the event.
+    pub exact: bool,
+}
+
+impl Timeline {
+    /// Reads times in rising order of ordinals.
+    pub fn reader(&self) -> TimeReader<'_> {
+        TimeReader { timeline: self, next: 0, offs: 0, offs_end: 0 }
+    }
+
+    /// The first and the last time that a packet gave.
+    pub fn span(&self) -> Option<(Tsc, Tsc)> {
+        Some((Tsc(self.points.first()?.at), Tsc(self.points.last()?.until)))
+    }
+}
+
+/// A forward reader of a [`Timeline`].
+#[derive(Clone, Debug)]
+pub struct TimeReader<'t> {
+    timeline: &'t Timeline,
+    /// Index of the first point behind the ordinal last asked for.
+    next: usize,
+    /// Indices of the interruptions between the point before that and it.
+    offs: usize,
+    offs_end: usize,
+}
+
+impl TimeReader<'_> {
+    /// The time at an ordinal, which must not be lower than the one asked for before; `None` where no packet of the
+    /// unit tells any time.
+    pub fn at(&mut self, ordinal: u64) -> Option<Moment> {
+        let Timeline { points, offs, rate } = self.timeline;
+        while let Some(point) = points.get(self.next).filter(|point| point.ordinal <= ordinal) {
+            self.next += 1;
+            self.offs = self.offs_end + count_below(&offs[self.offs_end..], point.ordinal);
+            let behind = points.get(self.next).map_or(u64::MAX, |point| point.ordinal);
+            self.offs_end = self.offs + offs[self.offs..].iter().take_while(|off| **off < behind).count();
+        }
+        let inexact = |tsc: u64| Some(Moment { tsc: Tsc(tsc), exact: false });
+        let by_rate = |count: u64| (count as f64 * rate) as u64;
+        let Some(before) = self.next.checked_sub(1).map(|index| points[index]) else {
+            let first = points.first()?;
+            return inexact(first.at.saturating_sub(by_rate(first.ordinal - ordinal)));
+        };
+        if before.ordinal == ordinal {
+            return Some(Moment { tsc: Tsc(before.at), exact: before.exact });
+        }
+        let since = ordinal.saturating_sub(before.ordinal);
+        let Some(after) = points.get(self.next) else {
+            return inexact(before.until.saturating_add(by_rate(since)));
+        };
+        let span = after.at - before.until;
+        let between = &offs[self.offs..self.offs_end];
+        let share = since as f64 / (after.ordinal - before.ordinal) as f64;
+        let (walking, passed) = match between.len() {
+            0 => (span, 0.0),
+            all => {
+                let passed = count_below(between, ordinal) as f64 / all as f64;
+                (by_rate(after.ordinal - before.ordinal).min(span), passed)
+            }
+        };
+        let elapsed = walking as f64 * share + (span - walking) as f64 * passed;
+        inexact(before.until.saturating_add(elapsed as u64).min(after.at))
+    }
+}
