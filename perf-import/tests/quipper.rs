@@ -92,7 +92,7 @@ fn every_record() {
         compared += 1;
     }
     assert_eq!(records.next(), None);
-    assert_eq!((compared, walk.skipped(), walk.first_damage()), (255, 0, None));
+    assert_eq!((compared, walk.skipped(), walk.first_damage()), (257, 0, None));
 }
 
 fn same(file: &PerfFile, record: &Record<'_>, golden: &Message) {
@@ -103,11 +103,18 @@ fn same(file: &PerfFile, record: &Record<'_>, golden: &Message) {
         (Pid(number(&format!("{prefix}pid")) as u32), Tid(number(&format!("{prefix}tid")) as u32))
     };
     match record.kind {
-        kind::MMAP => {
+        kind::MMAP | kind::MMAP2 => {
             let ours = Mmap::read(record).unwrap();
             assert_eq!((ours.pid, ours.tid), task(""));
             assert_eq!([ours.addr, ours.len, ours.pgoff], ["start", "len", "pgoff"].map(number));
             assert_eq!(ours.filename, body.bytes("filename"));
+            assert_eq!(ours.build_id, None);
+            match ours.prot {
+                Some((prot, flags)) => {
+                    assert_eq!([prot, flags].map(u64::from), ["prot", "flags"].map(number));
+                }
+                None => assert_eq!(record.kind, kind::MMAP),
+            }
         }
         kind::COMM => {
             let ours = Comm::read(record).unwrap();
