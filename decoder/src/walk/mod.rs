@@ -124,6 +124,8 @@ pub(crate) struct Walker<'w, 'a, 'm, S: Sink> {
     after_branches: bool,
     /// Looks ahead that were in vain, in this unit.
     vain_looks: u32,
+    /// Nothing was lost since the last PSB: what the CPU's return stack holds is known.
+    is_whole: bool,
 }
 
 impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
@@ -161,6 +163,7 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
             errata: Errata::of(context.config.cpu),
             after_branches: false,
             vain_looks: 0,
+            is_whole: true,
         }
     }
 
@@ -170,6 +173,7 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
         if !matches!(self.reader.peek(), Some(Ok((Packet::Psb, _)))) {
             // Behind a truncation: nothing from before it holds.
             self.cursor.last_ip_known = false;
+            self.is_whole = false;
             self.packet_at = self.reader.offset();
         }
         while self.reader.at() < self.end {
@@ -234,6 +238,7 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
             // What was called and returned from until flow is found again is not known.
             self.cursor.stack.clear();
             self.cursor.interrupted = None;
+            self.is_whole &= reason != LossReason::BadPacket;
         }
         self.pending = Pending { psb: self.pending.psb, ..Pending::default() };
         if self.loss.is_some_and(|loss| loss.reason != reason) {

@@ -82,6 +82,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         if let Some(mode) = psb.mode {
             self.set_mode(mode);
         }
+        self.is_whole = true;
         self.choose_space();
         match (self.cursor.place, psb.ip) {
             (Place::At(_), Some(_)) => {

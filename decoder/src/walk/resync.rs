@@ -31,7 +31,9 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         if !self.after_branches {
             return true;
         }
-        if self.vain_looks >= MAX_VAIN_LOOKS {
+        // Behind a hole flow is lost again at every return from a call before it, without any fault of the code's:
+        // there, what fits by chance would be believed too often.
+        if !self.is_whole || self.vain_looks >= MAX_VAIN_LOOKS {
             return false;
         }
         let fits = self.fits(target);

@@ -165,10 +165,13 @@ impl Truth {
 
     /// What the trace tells of, as rows.
     pub fn rows(&self) -> Rows {
-        let mut rows = Rows::new();
-        for (_, _, what) in &self.log {
-            count(&mut rows, what);
-        }
-        rows
+        rows_of(self.log.iter().map(|entry| &entry.2))
     }
+}
+
+/// What happened as rows.
+pub fn rows_of<'w>(what: impl Iterator<Item = &'w What>) -> Rows {
+    let mut rows = Rows::new();
+    what.for_each(|what| count(&mut rows, what));
+    rows
 }
