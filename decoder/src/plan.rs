@@ -12,7 +12,7 @@
 use crate::ledger::{Ledger, Loss, LossReason};
 use crate::packet::Packet;
 use crate::psb::{PSB, is_in_psb_plus, next_psb};
-use crate::reader::{Position, Reader};
+use crate::reader::{Position, Reader, bytes_between};
 use crate::stream::{Break, Piece, TraceStream};
 use crate::units::AuxOffset;
 
@@ -69,11 +69,6 @@ fn cut_stretch(
 ) {
     let end = Position { piece: range.end - 1, byte: pieces[range.end - 1].bytes.len() };
     let offset = |at: Position| AuxOffset(pieces[at.piece].offset.0.wrapping_add(at.byte as u64));
-    let bytes_between = |from: Position, to: Position| -> u64 {
-        pieces[from.piece..=to.piece].iter().map(|piece| piece.bytes.len() as u64).sum::<u64>()
-            - from.byte as u64
-            - (pieces[to.piece].bytes.len() - to.byte) as u64
-    };
     let start = Position { piece: range.start, byte: 0 };
     let ledger = &mut plan.ledgers[stream].losses;
     let reason = match pieces[range.start].break_before {
@@ -93,7 +88,7 @@ fn cut_stretch(
             reason: LossReason::BeforeFirstPsb,
             from: offset(start),
             to: offset(first),
-            bytes: bytes_between(start, first),
+            bytes: bytes_between(pieces, start, first) as u64,
             at: None,
         });
     }
@@ -105,7 +100,7 @@ fn cut_stretch(
             from,
             end: next,
             after_break: from == first,
-            bytes: bytes_between(from, next),
+            bytes: bytes_between(pieces, from, next) as u64,
         });
         from = next;
     }
@@ -144,8 +139,8 @@ fn find_whole(pieces: &[Piece<'_>], mut at: Position, end: Position) -> Option<P
     }
 }
 
-/// The next PSB, which may straddle pieces. What one is says [`next_psb`].
-fn find(pieces: &[Piece<'_>], mut at: Position, end: Position) -> Option<Position> {
+/// The next PSB before `end`, which may straddle pieces. What one is says [`next_psb`].
+pub(crate) fn find(pieces: &[Piece<'_>], mut at: Position, end: Position) -> Option<Position> {
     loop {
         let bytes = pieces[at.piece].bytes;
         // The last bytes of the piece may begin a PSB, or go on a run of which only the last 16 bytes are one.
@@ -154,11 +149,17 @@ fn find(pieces: &[Piece<'_>], mut at: Position, end: Position) -> Option<Positio
             .or_else(|| (tail..bytes.len()).find(|&byte| starts_psb(pieces, Position { byte, ..at }, end)));
         if let Some(byte) = found {
             let mut psb = Position { byte, ..at };
+            if psb >= end {
+                return None;
+            }
             // Two bytes on is the same run, unless that is behind its last PSB.
             loop {
                 let next = advance(pieces, psb, end, 2);
                 if !starts_psb(pieces, next, end) {
                     return Some(psb);
+                }
+                if next == end {
+                    return None;
                 }
                 psb = next;
             }

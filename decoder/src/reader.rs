@@ -54,11 +54,15 @@ impl<'a, 'm> Reader<'a, 'm> {
         self.pieces.get(self.at.piece).and_then(|piece| piece.bytes.get(self.at.byte..)).unwrap_or(&[])
     }
 
-    /// As [`Self::rest`], with up to `before` bytes of the piece in front; how many those are stands first.
-    pub fn rest_and_before(&self, before: usize) -> (usize, &'m [u8]) {
-        let back = before.min(self.at.byte);
-        let piece = self.pieces.get(self.at.piece);
-        (back, piece.and_then(|piece| piece.bytes.get(self.at.byte - back..)).unwrap_or(&[]))
+    /// The position some bytes before, or as far back as the bytes hold together.
+    pub fn back(&self, mut bytes: usize) -> Position {
+        let mut at = self.at;
+        while bytes > at.byte && self.pieces.get(at.piece).is_some_and(|piece| piece.break_before.is_none()) {
+            let Some(piece) = at.piece.checked_sub(1) else { break };
+            bytes -= at.byte;
+            at = Position { piece, byte: self.pieces[piece].bytes.len() };
+        }
+        Position { byte: at.byte.saturating_sub(bytes), ..at }
     }
 
     fn next_piece(&self, piece: usize) -> Option<&'a Piece<'m>> {
@@ -84,19 +88,30 @@ impl<'a, 'm> Reader<'a, 'm> {
         if rest.len() >= MAX_PACKET || self.next_piece(self.at.piece).is_none() {
             return (!rest.is_empty()).then(|| lex(rest, context));
         }
+        let (joined, len) = self.joined();
+        (len > 0).then(|| lex(&joined[..len], context))
+    }
+
+    /// Whether these bytes come next, in one piece or in several. At most [`MAX_PACKET`] bytes.
+    pub fn starts_with(&self, bytes: &[u8]) -> bool {
+        let (joined, len) = self.joined();
+        joined[..len].starts_with(bytes)
+    }
+
+    /// The next bytes, as many as the longest packet has or the stretch holds.
+    fn joined(&self) -> ([u8; MAX_PACKET], usize) {
         let mut joined = [0u8; MAX_PACKET];
-        let mut len = rest.len();
-        joined[..len].copy_from_slice(rest);
-        let mut piece = self.at.piece;
-        while len < MAX_PACKET
-            && let Some(next) = self.next_piece(piece)
-        {
-            let take = next.bytes.len().min(MAX_PACKET - len);
-            joined[len..len + take].copy_from_slice(&next.bytes[..take]);
+        let (mut bytes, mut piece, mut len) = (self.rest(), self.at.piece, 0);
+        loop {
+            let take = bytes.len().min(MAX_PACKET - len);
+            joined[len..len + take].copy_from_slice(&bytes[..take]);
             len += take;
+            match self.next_piece(piece) {
+                Some(next) if len < MAX_PACKET => bytes = next.bytes,
+                _ => return (joined, len),
+            }
             piece += 1;
         }
-        (len > 0).then(|| lex(&joined[..len], context))
     }
 
     /// Moves on by some bytes, into the next piece where this one ends; says whether a new piece began.
@@ -129,4 +144,11 @@ impl<'a, 'm> Reader<'a, 'm> {
     pub fn in_block(&self) -> bool {
         self.context != BlockContext::None
     }
+}
+
+/// Bytes from one position to a later one; 0 where it is none.
+pub fn bytes_between(pieces: &[Piece<'_>], from: Position, to: Position) -> usize {
+    let between = pieces.get(from.piece..to.piece).unwrap_or(&[]);
+    let between: usize = between.iter().map(|piece| piece.bytes.len()).sum();
+    (between + to.byte).saturating_sub(from.byte)
 }

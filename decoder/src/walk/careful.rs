@@ -9,8 +9,10 @@ use super::{PsbPlus, Walker};
 use crate::ledger::LossReason;
 use crate::packet::lexer::LexError;
 use crate::packet::{IpBytes, IpPayload, LastIp, Packet};
+use crate::plan::find;
 use crate::profile::EdgeKind;
-use crate::psb::{PSB, next_psb};
+use crate::psb::PSB;
+use crate::reader::bytes_between;
 use crate::sink::{Event, Off, Sink};
 use crate::units::Ip;
 
@@ -53,9 +55,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 true
             }
             Some(Ok((_, len))) if self.reaches_behind_end(len) => {
-                let at = self.reader.at();
-                let rest = self.reader.rest().len();
-                let bytes = if at.piece == self.end.piece { self.end.byte - at.byte } else { rest };
+                let bytes = bytes_between(&self.context.stream.pieces, self.reader.at(), self.end);
                 self.lose_bytes(LossReason::BadPacket, bytes);
                 true
             }
@@ -81,7 +81,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 false
             }
             Some(Err(LexError::BadPacket)) => {
-                if self.errata.skz84 && self.reader.rest().starts_with(&[0x02, 0x73]) {
+                if self.errata.skz84 && self.reader.starts_with(&[0x02, 0x73]) {
                     // A corrupt TMA has a byte too many and tells nothing.
                     self.advance(8);
                     self.ledger.decoded += 8;
@@ -131,20 +131,18 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         self.cursor.last_ip_known = false;
         self.reader.reset_context();
         let at = self.reader.at();
-        let (back, mut bytes) = self.reader.rest_and_before(PSB.len() - 1);
-        if at.piece == self.end.piece {
-            bytes = &bytes[..bytes.len().min(self.end.byte.saturating_sub(at.byte) + back)];
-        }
-        match next_psb(bytes, 0) {
-            Some(psb) if psb < back => {
+        let before = self.reader.back(PSB.len() - 1);
+        let pieces = &self.context.stream.pieces;
+        match find(pieces, before, self.end) {
+            Some(psb) if psb < at => {
                 self.lose_bytes(LossReason::BadPacket, 0);
-                let rest = psb + PSB.len() - back;
+                let rest = PSB.len().saturating_sub(bytes_between(pieces, psb, at));
                 self.advance(rest);
                 self.ledger.decoded += rest as u64;
                 self.apply(Packet::Psb);
             }
             psb => {
-                let skip = psb.unwrap_or(bytes.len()) - back;
+                let skip = bytes_between(pieces, at, psb.unwrap_or(self.end));
                 self.lose_bytes(LossReason::BadPacket, skip.max(1));
             }
         }
@@ -322,6 +320,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             }
             (Place::At(_) | Place::NoImage, Some(from)) => {
                 self.row(EdgeKind::Async, Some(from), to, true);
+                self.close_loss();
                 self.went_off(from, to, Off::Async);
                 Used::Yes
             }
@@ -415,7 +414,17 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 Used::Yes
             }
             Place::NoImage => {
+                if self.code.has_code(ip) {
+                    self.resume_from_unknown(ip);
+                }
                 self.pending.fup = Some(ip);
+                Used::Yes
+            }
+            // A FUP that is bound to no packet and no event ends an overflow; the PSB+ between the two had no address
+            // yet (SDM vol. 3C, "Overflow (OVF) Packet").
+            Place::Off if !(self.errata.apl12 && self.is_off_after_overflow()) => {
+                self.choose_space();
+                self.resync(ip);
                 Used::Yes
             }
             Place::Off => Used::Yes,

@@ -14,10 +14,10 @@ const MAX_LOOK: u32 = 256;
 impl<S: Sink> Walker<'_, '_, '_, S> {
     /// SKD007: an OVF took the place of a CYC's second byte.
     pub(super) fn is_cyc_cut_by_overflow(&self, packet: Packet, len: usize) -> bool {
-        self.errata.skd007
-            && len == 2
-            && matches!(packet, Packet::Cyc { .. })
-            && self.reader.rest().get(1..3) == Some(&[0x02, 0xf3])
+        let Packet::Cyc { cycles } = packet else { return false };
+        // The first byte holds five bits of the count, and that another byte follows.
+        let first = (cycles as u8) << 3 | 7;
+        self.errata.skd007 && len == 2 && self.reader.starts_with(&[first, 0x02, 0xf3])
     }
 
     /// BDM70: whether a TIP.PGE comes next; PSB+ then should not have had an address.

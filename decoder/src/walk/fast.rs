@@ -313,6 +313,9 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             more = byte & 1 != 0;
             len += 1;
         }
+        if len == 2 && self.errata.skd007 && data[pos + 1..pos + 3] == [0x02, 0xf3] {
+            return None;
+        }
         if self.timed {
             self.clock.cyc(value);
         }

@@ -11,9 +11,7 @@ use crate::profile::EdgeKind;
 use crate::sink::{Off, Sink};
 use crate::units::Ip;
 
-/// Direct branches, or instructions, that may be walked without any help of the trace. More is a loop without end:
-/// no straight code is that long.
-const MAX_FREE_BRANCHES: u32 = 100_000;
+/// Instructions that may be walked without any help of the trace: no code between two branches is that long.
 const MAX_FREE_INSNS: u32 = 1 << 20;
 
 /// Why the walk cannot go on.
@@ -25,11 +23,27 @@ pub(super) enum Stuck {
 const DESYNC: Stuck = Stuck::Loss(LossReason::Desync);
 const NO_IMAGE: Stuck = Stuck::Loss(LossReason::NoImage);
 
-/// Bounds a walk without trace.
+/// Bounds a walk without trace. Direct branches that come back to where they were, with no packet used in between, go
+/// round without end; Brent's algorithm sees that after a few rounds.
 #[derive(Default)]
 pub(super) struct Leash {
-    branches: u32,
     insns: u32,
+    branches: u32,
+    /// Where the last branch led whose number was a power of two.
+    target: Option<u64>,
+}
+
+impl Leash {
+    fn branch(&mut self, target: u64) -> Result<(), Stuck> {
+        if self.target == Some(target) {
+            return Err(Stuck::Loss(LossReason::EndlessLoop));
+        }
+        self.branches += 1;
+        if self.branches.is_power_of_two() {
+            self.target = Some(target);
+        }
+        Ok(())
+    }
 }
 
 impl<S: Sink> Walker<'_, '_, '_, S> {
@@ -62,10 +76,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 return Ok(());
             }
         };
-        leash.branches += 1;
-        if leash.branches > MAX_FREE_BRANCHES {
-            return Err(Stuck::Loss(LossReason::EndlessLoop));
-        }
+        leash.branch(target)?;
         self.execute(leash)?;
         self.pass(kind, insn, Some(Ip(target)), true);
         if kind == EdgeKind::Call && target != insn.next() {
