@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Errors of many times, in nanoseconds; positive = too late.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Errors(Vec<f64>);
 
 impl Errors {
@@ -38,7 +38,7 @@ impl Errors {
 }
 
 /// What was measured on one recording.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Accuracy {
     /// Our times.
     pub ours: Errors,
@@ -46,8 +46,35 @@ pub struct Accuracy {
     pub exact: Errors,
     /// Times that went backwards within a thread.
     pub backwards: u64,
-    /// Branches without any time.
+    /// Transfers without any time.
     pub timeless: u64,
+    /// The worst error of any transfer, taken or not, in nanoseconds. Direct jumps and calls have no packet, so no time
+    /// in hand: of theirs, what goes beyond the stretch between the transfers around them that have.
+    pub worst: f64,
+}
+
+/// One thread's transfers as they come.
+#[derive(Debug, Default)]
+struct Thread {
+    /// The last time.
+    tsc: u64,
+    /// Cycles at the last transfer that had a packet.
+    told_at: u64,
+    /// Errors of those since then that had none.
+    untold: Vec<f64>,
+}
+
+impl Thread {
+    /// The worst error that is known now, of this transfer and those before it.
+    fn worst(&mut self, entry: &Entry, error: f64) -> f64 {
+        if matches!(entry.kind, EdgeKind::Jmp | EdgeKind::Call) {
+            self.untold.push(error.abs());
+            return 0.0;
+        }
+        let stretch = true_ns(entry.cycles) - true_ns(self.told_at);
+        self.told_at = entry.cycles;
+        self.untold.drain(..).map(|untold| untold - stretch).fold(error.abs(), f64::max)
+    }
 }
 
 /// The time of an entry in perf's clock, unrounded.
@@ -73,16 +100,18 @@ fn counts(entry: &Entry) -> bool {
 /// Our times of a recording without losses.
 pub fn ours(folder: &Path, way: Way) -> anyhow::Result<Accuracy> {
     let mut accuracy = Accuracy::default();
-    let mut latest: BTreeMap<u32, u64> = BTreeMap::new();
+    let mut threads: BTreeMap<u32, Thread> = BTreeMap::new();
     compare(folder, way, |tid, entry, moment| {
         let Some(Moment { tsc, exact }) = moment else {
             accuracy.timeless += 1;
             return;
         };
-        let before = latest.insert(tid, tsc.0);
-        accuracy.backwards += u64::from(before.is_some_and(|before| before > tsc.0));
+        let error = since_start(machine::TIME.to_ns(tsc).0) - true_ns(entry.cycles);
+        let thread = threads.entry(tid).or_default();
+        accuracy.backwards += u64::from(thread.tsc > tsc.0);
+        thread.tsc = tsc.0;
+        accuracy.worst = accuracy.worst.max(thread.worst(entry, error));
         if counts(entry) {
-            let error = since_start(machine::TIME.to_ns(tsc).0) - true_ns(entry.cycles);
             accuracy.ours.0.push(error);
             if exact {
                 accuracy.exact.0.push(error);

@@ -10,6 +10,8 @@ use ptflow_decoder::packet::{ExecMode, IpBytes, IpPayload, LastIp, Packet, TntBi
 
 /// Core cycles that [`PtEncoder::kernel`] takes.
 pub const KERNEL_CYCLES: u64 = 3 * (40 + 15) + 30;
+/// MTC packets before a core that has nothing to do sleeps.
+const AWAKE_MTCS: u32 = 3;
 /// Depth of the CPU's return stack.
 const RETURN_STACK: usize = 64;
 
@@ -451,18 +453,26 @@ impl PtEncoder {
         self.flush();
         let period = self.mtc_edge_after(self.next_mtc) - self.next_mtc;
         if self.cycles - self.next_mtc > 64 * period {
-            // The core slept: none are sent in sleep, and a TSC says when it woke.
+            // The core slept, but not at once: none are sent in sleep, and a TSC says when it woke.
+            for _ in 0..AWAKE_MTCS {
+                self.send_mtc();
+            }
             self.cyc(self.cycles);
             self.tsc_and_tma();
             self.next_mtc = self.mtc_edge_after(self.cycles);
         }
         while self.cycles >= self.next_mtc {
-            let edge = self.next_mtc;
-            self.cyc(edge);
-            let ticks = machine::tsc(edge) / u64::from(machine::TSC_CTC_RATIO.0);
-            self.put(Packet::Mtc { ctc: (ticks >> self.options.mtc_period) as u8 });
-            self.next_mtc = self.mtc_edge_after(edge);
+            self.send_mtc();
         }
+    }
+
+    /// The MTC of the edge that is due.
+    fn send_mtc(&mut self) {
+        let edge = self.next_mtc;
+        self.cyc(edge);
+        let ticks = machine::tsc(edge) / u64::from(machine::TSC_CTC_RATIO.0);
+        self.put(Packet::Mtc { ctc: (ticks >> self.options.mtc_period) as u8 });
+        self.next_mtc = self.mtc_edge_after(edge);
     }
 
     fn tsc_and_tma(&mut self) {

@@ -54,6 +54,8 @@ enum Kind {
     },
     /// The cycle count is known here; `own` = a CYC stood directly before the packet of the transfer at this ordinal.
     Cycles { own: bool },
+    /// A transfer was reached, or with `here` the place that the timing packets before tell of.
+    Reached { here: bool },
     /// The core's clock rate changed.
     Ratio { ratio: u8 },
     /// The cycle counter stood still, or lost what it had: counts before and behind are not related.
@@ -83,6 +85,8 @@ pub struct Clock {
     crystal: Option<Crystal>,
     cycles: u64,
     cycles_pending: bool,
+    /// Packets told times behind the last transfer: the next one says how far behind at most.
+    floating: bool,
     /// Tracing went off and not on again.
     off: bool,
     /// No packets were lost since the last TSC packet.
@@ -106,6 +110,7 @@ impl Clock {
             crystal: None,
             cycles: 0,
             cycles_pending: false,
+            floating: false,
             off: false,
             sure: true,
             notes: Vec::new(),
@@ -128,6 +133,7 @@ impl Clock {
 
     fn anchor(&mut self, ordinal: u64, tsc: u64, dated: bool) {
         self.now = Some(tsc);
+        self.floating = true;
         self.note(ordinal, Kind::Anchor { tsc, dated, sure: self.sure });
     }
 
@@ -218,18 +224,31 @@ impl Clock {
         self.note(ordinal, Kind::Ratio { ratio });
     }
 
-    /// The transfer whose packet stands behind a CYC was reached, at this ordinal.
+    /// A transfer was reached, at this ordinal; a CYC directly before its packet dates it.
     #[inline]
     pub fn date(&mut self, ordinal: u64) {
-        if std::mem::take(&mut self.cycles_pending) {
-            self.note(ordinal, Kind::Cycles { own: true });
+        if self.cycles_pending || self.floating {
+            let dated = std::mem::take(&mut self.cycles_pending);
+            self.floating = false;
+            self.note(
+                ordinal,
+                if dated { Kind::Cycles { own: true } } else { Kind::Reached { here: false } },
+            );
         }
+    }
+
+    /// PSB+ gave an address, which is at this ordinal: there its times are of.
+    pub fn here(&mut self, ordinal: u64) {
+        self.pass(ordinal);
+        self.floating = false;
+        self.note(ordinal, Kind::Reached { here: true });
     }
 
     /// A packet that is no transfer's took the place behind a CYC.
     #[inline]
     pub fn pass(&mut self, ordinal: u64) {
         if std::mem::take(&mut self.cycles_pending) {
+            self.floating = true;
             self.note(ordinal, Kind::Cycles { own: false });
         }
     }
@@ -249,6 +268,7 @@ impl Clock {
     /// Flow was lost behind this ordinal.
     pub fn gap(&mut self, ordinal: u64) {
         self.pass(ordinal);
+        self.floating = false;
         self.note(ordinal, Kind::Off);
     }
 

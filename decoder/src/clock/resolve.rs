@@ -23,20 +23,30 @@ pub(super) struct Resolver {
     by_ratio: Option<f64>,
     /// The last factor there was, where CBR says nothing.
     last_factor: Option<f64>,
+    /// Times since the last transfer, and the ordinals behind which they are.
+    floating: Vec<(u64, u64)>,
+    timeline: TimelineBuilder,
 }
 
 impl Resolver {
     pub fn new(max_nonturbo: u8) -> Self {
-        Self { max_nonturbo, tie: None, factor: None, by_ratio: None, last_factor: None }
+        Self {
+            max_nonturbo,
+            tie: None,
+            factor: None,
+            by_ratio: None,
+            last_factor: None,
+            floating: Vec::new(),
+            timeline: TimelineBuilder::default(),
+        }
     }
 
     pub fn resolve(mut self, notes: &[Note]) -> Timeline {
-        let mut timeline = TimelineBuilder::default();
         let mut next_anchor = 0;
         for (index, note) in notes.iter().enumerate() {
             match note.kind {
                 Kind::Anchor { tsc, dated, sure } => {
-                    timeline.point(note.ordinal, tsc, false);
+                    self.floating.push((note.ordinal, tsc));
                     // A tie by CYC is better than a later one without, but that one is better than a former such.
                     if dated || self.tie.is_none_or(|tie| !tie.dated) {
                         let tie = Tie { cycles: note.cycles, tsc, dated, sure };
@@ -46,22 +56,50 @@ impl Resolver {
                     }
                 }
                 Kind::Cycles { own } => {
-                    let (Some(tie), Some(tsc)) = (self.tie, self.scale(note.cycles)) else { continue };
+                    let (Some(tie), Some(tsc)) = (self.tie, self.scale(note.cycles)) else {
+                        if own {
+                            self.settle(note.ordinal, self.floating.len() as u64 + 1);
+                        }
+                        continue;
+                    };
                     next_anchor = next_anchor.max(index + 1);
                     let ceiling = ceiling(notes, &mut next_anchor);
                     // Another packet says that it was before: the scale is not right.
                     let exact = own && tie.dated && tie.sure && tsc <= ceiling;
-                    timeline.point(note.ordinal, tsc.min(ceiling), exact);
+                    if own {
+                        self.settle(note.ordinal, self.floating.len() as u64 + 1);
+                        self.timeline.point(note.ordinal, tsc.min(ceiling), exact);
+                    } else {
+                        self.floating.push((note.ordinal, tsc.min(ceiling)));
+                    }
+                }
+                Kind::Reached { here } => {
+                    self.settle(note.ordinal, self.floating.len() as u64 + u64::from(!here));
                 }
                 Kind::Ratio { ratio } => self.ratio(ratio, note.cycles),
                 Kind::Break => {
                     self.tie = None;
                     self.factor = None;
                 }
-                Kind::Off => timeline.off(note.ordinal),
+                Kind::Off => {
+                    self.settle(0, 1);
+                    self.timeline.off(note.ordinal);
+                }
             }
         }
-        timeline.finish()
+        self.settle(0, 1);
+        self.timeline.finish()
+    }
+
+    /// Gives the floating times their places: none is before the transfer that it follows, nor behind `reached`. All that
+    /// is known more is their order, so they are spread evenly, as if they were so many `parts`.
+    fn settle(&mut self, reached: u64, parts: u64) {
+        let Some((first, _)) = self.floating.first().copied() else { return };
+        let reach = reached.saturating_sub(first);
+        for (part, (ordinal, tsc)) in (1..).zip(self.floating.drain(..)) {
+            let place = first + (u128::from(reach) * part / u128::from(parts.max(1))) as u64;
+            self.timeline.point(place.max(ordinal), tsc, false);
+        }
     }
 
     /// The TSC at a cycle count.
@@ -113,7 +151,7 @@ impl Resolver {
                     by_ratio = new;
                 }
                 Kind::Break | Kind::Off => return None,
-                Kind::Anchor { .. } | Kind::Cycles { .. } => {}
+                Kind::Anchor { .. } | Kind::Cycles { .. } | Kind::Reached { .. } => {}
             }
         }
         None

@@ -41,6 +41,7 @@ fn cycles_fit_both_ends() {
     clock.cyc(10);
     clock.tsc(1_000_000, 0);
     clock.tma(0, 0);
+    clock.here(0);
     clock.cyc(100);
     clock.date(10);
     clock.cyc(300);
@@ -90,6 +91,26 @@ fn long_mtc_periods_need_the_missing_bits() {
     assert_eq!(times(clock, &[10]), [(10_000_000 + 512 * 80, false)]);
 }
 
+/// Where between two transfers timing packets were sent is not known: they are spread evenly. A PSB+ says where.
+#[test]
+fn times_between_transfers() {
+    let mut clock = Clock::new(&config());
+    clock.tsc(1_000_000, 0);
+    clock.tma(0, 0);
+    clock.here(0);
+    clock.date(100);
+    for ctc in 1..=4 {
+        clock.mtc(ctc, 100);
+    }
+    clock.date(200);
+    clock.tsc(1_003_000, 200);
+    clock.here(220);
+    assert_eq!(
+        times(clock, &[0, 60, 120, 140, 160, 180, 220]).iter().map(|time| time.0).collect::<Vec<_>>(),
+        [1_000_000, 1_000_320, 1_000_640, 1_001_280, 1_001_920, 1_002_560, 1_003_000]
+    );
+}
+
 /// A timing packet behind a branch is no word about that branch.
 #[test]
 fn a_branch_keeps_its_own_time() {
@@ -125,8 +146,10 @@ fn after_an_overflow_the_crystal_goes_on() {
     clock.mtc(9, 11); // eight periods on
     clock.cyc(100);
     clock.date(20);
+    clock.date(30);
     clock.cyc(300);
     clock.mtc(10, 30);
+    clock.date(40);
     clock.cyc(0);
     clock.tsc(1_006_500, 40);
     clock.cyc(10);
@@ -137,7 +160,9 @@ fn after_an_overflow_the_crystal_goes_on() {
     assert_eq!(at(10), Some((1_000_640, false)));
     // Whole turns of the eight bits may be missing: the time is a good one, not a sure one.
     assert_eq!(at(20), Some((1_000_000 + 9 * 640 + 160, false)));
-    assert_eq!(at(30), Some((1_000_000 + 10 * 640, false)));
+    // The MTC was sent somewhere from 30 to 40, say at 35.
+    assert_eq!(at(30), Some((1_005_920 + 480 * 10 / 15, false)));
+    assert_eq!(at(35), Some((1_000_000 + 10 * 640, false)));
     // The TSC makes it sure again; ten cycles at the last known rate of 1.6.
     assert_eq!(at(50), Some((1_006_516, true)));
 }

@@ -79,6 +79,9 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 self.lose(LossReason::Desync, Place::Lost);
             }
         }
+        if self.timed && psb.ip.is_some() {
+            self.clock.here(self.mark.ordinal);
+        }
         if let Some(mode) = psb.mode {
             self.set_mode(mode);
         }

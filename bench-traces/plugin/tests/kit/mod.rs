@@ -1,4 +1,5 @@
 //! Recording programs and asking several decoders about them.
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use ptflow_bench_traces::options::PtOptions;
 use ptflow_bench_traces::recorder::{PLUGIN, Recorder};
@@ -11,7 +12,7 @@ use ptflow_exporters::address::AddressNames;
 use ptflow_perf_import::images::{ImageSearch, ImageStore};
 use ptflow_perf_import::{Capture, PerfFile};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use tempfile::{NamedTempFile, TempDir, TempPath};
@@ -81,6 +82,11 @@ impl AddressNames for Runtime<'_> {
 }
 
 impl Recording {
+    /// Where it lies.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
