@@ -3,7 +3,7 @@
 //! A timing packet dates what stands behind it (SDM vol. 3C, "Intel PT and Time"); a CYC directly before a branch packet
 //! gives that branch's own time, one directly before an MTC or TSC ties the cycle count to the TSC. So [`Clock`] only
 //! notes what each packet said and how many instructions the walk had behind it, and [`Clock::finish`] works out times in
-//! hindsight ([`resolve`]): between two tied points the cycles are scaled to fit both ends, so that CYC times never pass
+//! hindsight (`resolve.rs`): between two tied points the cycles are scaled to fit both ends, so that CYC times never pass
 //! the next known one.
 //!
 //! ```text
@@ -13,7 +13,7 @@
 //! time      given       scaled       given       scaled         given
 //! ```
 //!
-//! Between points, time is spread over instructions, and stretches without flow take up the slack ([`timeline`]). The
+//! Between points, time is spread over instructions, and stretches without flow take up the slack (`timeline.rs`). The
 //! rules in full, and what they are worth: docs/TIME.md.
 
 mod resolve;

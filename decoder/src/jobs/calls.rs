@@ -1,6 +1,6 @@
 //! Calls and returns: what a timeline is made of.
 //!
-//! Each unit's walk leaves a list of [`Step`]s; [`CallStacks`] takes them in stream order and alone knows the stack
+//! Each unit's walk leaves a list of steps; [`CallStacks`] takes them in stream order and alone knows the stack
 //! rules:
 //!
 //! - A call opens a frame; it ends when control returns to the address behind the call. A return ends every younger

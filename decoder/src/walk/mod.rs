@@ -1,7 +1,7 @@
 //! The walk of one work unit: packets against code.
 //!
-//! Two walkers share one [`cursor::Cursor`]. The [`careful`] one knows every rule, takes one packet at a time and is
-//! the reference. The [`fast`] one knows TNT, TIP and skipped timing over the block graph; at anything else it hands
+//! Two walkers share one cursor. The careful one (`careful.rs`) knows every rule, takes one packet at a time and is
+//! the reference. The fast one (`fast.rs`) knows TNT, TIP and skipped timing over the block graph; at anything else it hands
 //! the cursor to the careful one, and takes it back at the next clean point.
 //!
 //! *Invariant*: rules are added to the careful walker only; stopping the fast one at any packet changes no result.
@@ -9,6 +9,7 @@
 mod bound;
 mod careful;
 pub(crate) mod cursor;
+mod enable;
 mod errata;
 mod fast;
 mod psb_plus;
