@@ -19,7 +19,7 @@ use ptflow_decoder::units::{AuxOffset, ImageId};
 fn agree(subject: &Subject<'_>, stream: &TraceStream<'_>, rng: &mut Rng, name: &str) -> Profile {
     let unit_bytes = *rng.pick(&[1, 50, 2 << 20]);
     let mut first: Option<Profile> = None;
-    let mut first_flow: Option<Flow> = None;
+    let mut first_flow: Option<(Flow, Vec<String>)> = None;
     for engine in ENGINES {
         let how = How { engine, unit_bytes, pool: rng.below(3) };
         let streams = [stream.clone()];
@@ -33,8 +33,9 @@ fn agree(subject: &Subject<'_>, stream: &TraceStream<'_>, rng: &mut Rng, name: &
             // How many turns are counted before the loop is noticed is left open.
             return profile;
         }
+        let calls = subject.calls(stream, how);
         match (&first, &first_flow) {
-            (Some(first), Some(first_flow)) => {
+            (Some(first), Some((first_flow, first_calls))) => {
                 let wrong = difference(&profile.rows, &first.rows);
                 assert!(wrong.is_empty(), "{name}, {how:?}, not as the careful walker:\n{wrong}");
                 assert_eq!(profile.instructions, first.instructions, "{name}, {how:?}");
@@ -43,8 +44,9 @@ fn agree(subject: &Subject<'_>, stream: &TraceStream<'_>, rng: &mut Rng, name: &
                 same(&flow.log, &first_flow.log, name, how);
                 same(&flow.times, &first_flow.times, name, how);
                 assert!(&flow == first_flow, "{name}, {how:?}");
+                same(&calls, first_calls, name, how);
             }
-            _ => (first, first_flow) = (Some(profile), Some(flow)),
+            _ => (first, first_flow) = (Some(profile), Some((flow, calls))),
         }
     }
     first.expect("there are engines")

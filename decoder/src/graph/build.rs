@@ -115,7 +115,9 @@ impl Graph {
                 }
                 Some((kind, to)) => {
                     let function = code.function(image, to);
-                    let crosses = function.function != code.function(image, last).function;
+                    // A call to the next instruction calls nothing.
+                    let crosses =
+                        kind == EdgeKind::Jmp && function.function != code.function(image, last).function;
                     self.jumps.push(FoldedJump { from: last, to, kind, insns, function, crosses });
                     if (self.jumps.len() - first_jump) as u32 > MAX_FOLDED {
                         break End::link(self.node_at(code, info.placement, info.mode, to));

@@ -17,7 +17,7 @@
 //! - A gap ends all frames where flow was lost.
 
 use crate::config::TscConversion;
-use crate::graph::{Exit, NodeId};
+use crate::graph::{Exit, NOWHERE, NodeId};
 use crate::image::FunctionId;
 use crate::ledger::LossReason;
 use crate::plan::Unit;
@@ -101,6 +101,10 @@ impl Sink for CallSteps {
             (Exit::Ret, Leave::To(to)) => self.push(mark, Step::Return { to: run.graph.site(to) }),
             (Exit::JmpInd, Leave::To(to)) => self.jump(&run, to, mark),
             (Exit::Cross, Leave::To(to)) if run.graph.info(run.node).cross.0 == Some(EdgeKind::Call) => {
+                // A call to the next instruction is none.
+                if node.ret == NOWHERE {
+                    return;
+                }
                 let (to, ret) = (run.graph.site(to), run.graph.start_addr(node.ret));
                 self.push(mark, Step::Call { to, returns_to: ret });
             }

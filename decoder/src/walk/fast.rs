@@ -10,7 +10,6 @@ use super::cursor::{Place, ReturnAddress};
 use super::{Engine, Walker};
 use crate::graph::{Exit, NOWHERE, Node, NodeId};
 use crate::packet::{IpBytes, IpPayload};
-use crate::profile::EdgeKind;
 use crate::reader::MAX_PACKET;
 use crate::sink::{Leave, Run, Sink};
 use crate::units::{AuxOffset, Ip};
@@ -212,7 +211,8 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         }
         let Node { ret, insns, .. } = *self.graph.node(node);
         let by = self.graph.info(node).cross.0;
-        if by == Some(EdgeKind::Call) {
+        // A call to the next instruction has none.
+        if ret != NOWHERE {
             self.cursor.stack.push(ReturnAddress::Node(ret));
         }
         self.graph.count_target(node, target);

@@ -1,11 +1,15 @@
 //! The decoder under test: every engine, any size of unit, any number of threads, the stream in any pieces.
 
-use super::program::Program;
+use super::program::{Image, Program};
 use super::rng::Rng;
 use super::truth::{Row, Rows, What};
 use ptflow_decoder::config::PtConfig;
-use ptflow_decoder::image::{AddressSpace, AddressSpaces, CodeImage, CodeRegion, Images, Mapping};
+use ptflow_decoder::image::{
+    AddressSpace, AddressSpaces, CodeImage, CodeRegion, FunctionId, FunctionRange, FunctionRole, Images,
+    Mapping,
+};
 use ptflow_decoder::jobs::branches::{BranchList, Line};
+use ptflow_decoder::jobs::calls::CallSteps;
 use ptflow_decoder::ledger::Ledger;
 use ptflow_decoder::profile::CodeAddr;
 use ptflow_decoder::run::{self, Options};
@@ -93,7 +97,8 @@ impl<'m> Subject<'m> {
         let mut images = Images::default();
         for (index, image) in program.images.iter().enumerate() {
             let region = CodeRegion { start: Svma(image.svma), bytes: &image.bytes };
-            images.push(if keep(index) { CodeImage::new(vec![region]) } else { CodeImage::default() });
+            let code = if keep(index) { CodeImage::new(vec![region]) } else { CodeImage::default() };
+            images.push(code.with_functions(functions(image, index)));
         }
         let space = AddressSpace::new(program.mapped.iter().map(|mapped| Mapping {
             start: Ip(mapped.start),
@@ -120,6 +125,22 @@ impl<'m> Subject<'m> {
         Profile { rows, instructions: counts.instructions, ledgers: counts.ledgers }
     }
 
+    /// What a call tree is made of, of one stream.
+    pub fn calls(&self, stream: &TraceStream<'m>, how: How) -> Vec<String> {
+        let mut calls = Vec::new();
+        let done = run::in_order::<CallSteps, ()>(
+            &[self.context(stream)],
+            &options(how),
+            |_| CallSteps::default(),
+            |_, steps, _| {
+                calls.extend(format!("{steps:x?}").split(", (Mark").map(str::to_owned));
+                Ok(())
+            },
+        );
+        done.expect("the fold never fails");
+        calls
+    }
+
     /// Everything in order, of one stream.
     pub fn flow(&self, stream: &TraceStream<'m>, how: How) -> Flow {
         let (mut log, mut units, mut times) = (Vec::new(), Vec::new(), Vec::new());
@@ -140,6 +161,18 @@ impl<'m> Subject<'m> {
         );
         Flow { log, units, ledgers: ledgers.expect("the fold never fails"), instructions, times }
     }
+}
+
+/// Functions of some bytes each, with room between.
+fn functions(image: &Image, index: usize) -> Vec<FunctionRange> {
+    let count = image.bytes.len() as u64 / 24;
+    let function = |number: u64| FunctionRange {
+        start: Svma(image.svma + number * 24),
+        end: Svma(image.svma + number * 24 + 20 + number % 5),
+        function: FunctionId(index as u32 * 1000 + number as u32 % 1000),
+        role: if number % 7 == 3 { FunctionRole::Stub } else { FunctionRole::Function },
+    };
+    (0..count).map(function).collect()
 }
 
 fn options(how: How) -> Options<'static> {
