@@ -231,7 +231,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                         return Ok(());
                     }
                 }
-                Class::MovCr3 if to.is_none() => {
+                Class::MovCr3 if to.is_none() && self.may_end_at_cr3() => {
                     self.execute(&mut leash)?;
                     self.went_off(from, to, Off::Branch);
                     return Ok(());
@@ -272,5 +272,13 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 Class::Fault => return Err(DESYNC),
             }
         }
+    }
+
+    /// Whether a TIP.PGD without address is rather the MOV CR3's here than that of what comes behind it. Under a CR3 filter
+    /// only the MOV can leave the context, unless a far transfer or SYSCALL comes before any branch: kernel code that
+    /// switches page tables on its way out to user code, with the kernel alone being traced.
+    fn may_end_at_cr3(&self) -> bool {
+        let leaves_context = |_: Ip, class: Class| matches!(class, Class::Far | Class::Syscall);
+        self.context.config.filters.is_empty() && !self.free_path(leaves_context)
     }
 }

@@ -157,7 +157,7 @@ impl Draft {
 }
 
 /// Instructions that go on, in either mode; their bytes hold opcodes of branches where they are no such.
-const FILLERS: [&[u8]; 13] = [
+const FILLERS: [&[u8]; 14] = [
     &[0x90],
     &[0x66, 0x90],
     &[0x0f, 0x1f, 0x00],
@@ -170,6 +170,7 @@ const FILLERS: [&[u8]; 13] = [
     &[0x6a, 0xc3],                         // push imm8
     &[0xc7, 0x00, 0xe9, 0xe8, 0xcd, 0x80], // mov dword [eax], imm32
     &[0xc7, 0xf8, 0x00, 0x00, 0x00, 0x00], // xbegin to the next instruction
+    &[0x0f, 0x22, 0xd8],                   // mov cr3, eax
     &[0x62, 0xf1, 0x7c, 0x48, 0x28, 0xc3], // vmovaps zmm0, zmm3
 ];
 
