@@ -132,7 +132,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 self.transfer(EdgeKind::Ret, &insn, Some(to), true);
                 self.arrive(to);
             }
-            Class::JmpInd | Class::CallInd => {
+            Class::JmpInd | Class::CallInd | Class::Far => {
                 // A deferred TIP: outcomes of later branches were sent before it (SDM, "Deferred TIPs").
                 let to = self.deferred_tip().ok_or(DESYNC)?;
                 *leash = Leash::default();
@@ -141,7 +141,14 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             Class::Plain | Class::MovCr3 | Class::Ptwrite | Class::Jmp { .. } | Class::Call { .. } => {
                 self.execute_free(&insn, leash)?;
             }
-            Class::Syscall | Class::Far | Class::Int | Class::Fault => return Err(DESYNC),
+            Class::Syscall => {
+                let to = self.deferred_tip().ok_or(DESYNC)?;
+                *leash = Leash::default();
+                self.execute(leash)?;
+                self.transfer(EdgeKind::Syscall, &insn, None, true);
+                self.arrive(to);
+            }
+            Class::Int | Class::Fault => return Err(DESYNC),
         }
         match self.cursor.place {
             Place::At(_) => Ok(()),

@@ -41,7 +41,7 @@ pub fn check(case: &Case) -> String {
     let instructions = case.flow.last().and_then(|line| line.split(' ').next()?.parse().ok());
     let same = found == expected
         && Some(edges.instructions) == instructions
-        && edges.failures.is_empty()
+        && (edges.failures.is_empty() || case.flow.iter().any(|line| line.contains(" gap ")))
         && edges.odd.is_empty();
     match &case.libipt {
         None if !same => format!(
