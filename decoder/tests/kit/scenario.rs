@@ -126,15 +126,28 @@ impl Scenario {
     }
 }
 
-/// One or two stretches of code that are traced, and perhaps one in them that stops tracing; never all of it is out.
+/// Up to two stretches of code that are traced, and perhaps one that stops tracing; none if all code were out.
 fn random_filters(program: &Program, rng: &mut Rng) -> Vec<Filter> {
     let mut filters = Vec::new();
-    for _ in 0..rng.between(1, 2) {
+    for _ in 0..rng.below(3) {
         let start = program.any_entry(rng);
         let end = start + rng.between(1, 200) as u64;
         filters.push(Filter { start: Ip(start), end: Ip(end), stop: false });
     }
-    filters
+    if rng.percent(30) || filters.is_empty() {
+        let start = program.any_entry(rng);
+        let end = start + rng.between(1, 20) as u64;
+        filters.push(Filter { start: Ip(start), end: Ip(end), stop: true });
+    }
+    let is_traced = |ip: &u64| is_traced(&filters, *ip);
+    if program.entries.iter().flatten().any(is_traced) { filters } else { Vec::new() }
+}
+
+/// Whether a branch or event that leads to `ip` leaves tracing on.
+fn is_traced(filters: &[Filter], ip: u64) -> bool {
+    let is_in = |filter: &&Filter| filter.start.0 <= ip && ip < filter.end.0;
+    let (stops, traced): (Vec<&Filter>, Vec<&Filter>) = filters.iter().partition(|filter| filter.stop);
+    !stops.iter().any(is_in) && (traced.is_empty() || traced.iter().any(is_in))
 }
 
 impl Recording<'_, '_> {
@@ -201,7 +214,17 @@ impl Recording<'_, '_> {
     }
 
     fn is_traced(&self, ip: u64) -> bool {
-        self.filters.is_empty() || self.filters.iter().any(|filter| filter.start.0 <= ip && ip < filter.end.0)
+        is_traced(&self.filters, ip)
+    }
+
+    /// Control came to where a filter ends tracing: for good, as far as the CPU goes, if that is a stop region.
+    fn filtered_out(&mut self, ip: u64) {
+        if self.filters.iter().any(|filter| filter.stop && filter.start.0 <= ip && ip < filter.end.0) {
+            self.told(Wire::trace_stop, Packet::TraceStop, None);
+            // Software takes notice some time, and switches tracing on again.
+            self.machine.ip = self.program.any_entry(self.rng);
+        }
+        self.off();
     }
 
     fn at(&self, ip: u64) -> ptflow_decoder::profile::CodeAddr {
@@ -242,7 +265,7 @@ impl Recording<'_, '_> {
                     self.tracer.leave_by(&retired, number);
                     let (from, to) = (self.at(retired.from), Some(self.at(retired.to)));
                     self.truth.note(What::Disabled { from, to, why: Off::Branch });
-                    self.off();
+                    self.filtered_out(retired.to);
                     return;
                 }
                 if op == Op::Far {
@@ -296,7 +319,7 @@ impl Recording<'_, '_> {
             let (from, to) = (self.at(from), Some(self.at(handler)));
             self.truth.note(What::Disabled { from, to, why: Off::Async });
             self.machine.ip = handler;
-            self.off();
+            self.filtered_out(handler);
         }
     }
 

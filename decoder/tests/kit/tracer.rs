@@ -23,6 +23,8 @@ pub struct Habits {
     /// Percent of packets with a CYC before.
     pub cyc: u32,
     pub mtc: bool,
+    /// Percent of direct branches out of a filter whose TIP.PGD lacks its address (erratum SKL014).
+    pub skl014: u32,
 }
 
 impl Habits {
@@ -35,6 +37,7 @@ impl Habits {
             odd_ip_form: *rng.pick(&[0, 30, 100]),
             cyc: *rng.pick(&[0, 0, 30, 100]),
             mtc: rng.percent(50),
+            skl014: *rng.pick(&[0, 0, 50, 100]),
         }
     }
 }
@@ -256,6 +259,7 @@ impl Tracer {
     pub fn leave_by(&mut self, retired: &Retired, number: u64) {
         let to = match retired.op {
             Op::Jcc { .. } => None,
+            Op::Jmp { .. } | Op::Call { .. } if self.rng.percent(self.habits.skl014) => None,
             Op::Ret if self.returns.pop() == Some(retired.to) && self.habits.ret_compression => None,
             _ => Some(retired.to),
         };
