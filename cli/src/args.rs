@@ -26,7 +26,7 @@ pub enum Verb {
 /// What every verb takes.
 #[derive(ClapArgs, Debug)]
 pub struct Common {
-    /// A perf.data file
+    /// A perf.data file or directory, or `-` for standard input
     pub capture: PathBuf,
     /// Look for images below this folder first (as perf's --symfs); may be given several times
     #[arg(long, value_name = "DIR")]

@@ -9,6 +9,7 @@ use ptflow_perf_import::images::{ImageFile, ImageSearch, ImageStore, Status};
 use ptflow_perf_import::streams::PtStream;
 use ptflow_perf_import::{Capture, PerfFile, Pid};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// An opened capture.
 pub struct Loaded<'m> {
@@ -146,8 +147,11 @@ fn is_chosen(capture: &Capture<'_>, stream: &PtStream<'_>, args: &Common) -> boo
     by_thread && by_cpu && by_process
 }
 
-/// Opens the file that the arguments name.
+/// Opens the capture that the arguments name; `-` is standard input.
 pub fn open(args: &Common) -> anyhow::Result<PerfFile> {
+    if args.capture == Path::new("-") {
+        return Ok(PerfFile::read(Path::new("standard input"), std::io::stdin().lock())?);
+    }
     Ok(PerfFile::open(&args.capture)?)
 }
 

@@ -93,20 +93,14 @@ impl<'m> Capture<'m> {
         for record in &mut records {
             walk.record(file, &record);
         }
-        let Walk { kinds, mut streams, info, time_conv, sideband, branch_stacks, lost, time, .. } = walk;
+        let Walk { kinds, mut streams, info, time_conv, build_ids, sideband, branch_stacks, lost, time } =
+            walk;
         let mut notes = file.notes().to_vec();
         if let Some(at) = records.first_damage() {
             notes.push(match records.skipped() {
                 0 => format!("the records end at offset {at} in the middle of one"),
                 bytes => format!("{bytes} bytes from offset {at} on are no records and were stepped over"),
             });
-        }
-        let compressed = [kind::COMPRESSED, kind::COMPRESSED2].iter().filter_map(|kind| kinds.get(kind));
-        let compressed: u64 = compressed.sum();
-        if compressed > 0 {
-            notes.push(format!(
-                "{compressed} compressed records are not read yet, so processes and images are not known: record without -z"
-            ));
         }
         if info.is_none() && branch_stacks.samples == 0 {
             return Err(CaptureError::NoTrace(name()));
@@ -119,6 +113,7 @@ impl<'m> Capture<'m> {
             notes.push(format!("{missing} bytes of trace are missing: the file is cut short or damaged"));
         }
         let build_ids: HashMap<&[u8], &[u8]> = BuildId::read_all(file.feature(bit::BUILD_ID).unwrap_or(&[]))
+            .chain(build_ids)
             .map(|entry| (entry.filename, entry.id))
             .collect();
         let (processes, switches) = sideband.finish(file.events(), &build_ids);
@@ -180,6 +175,7 @@ struct Walk<'m> {
     streams: StreamBuilder<'m>,
     info: Option<PtInfo>,
     time_conv: Option<TimeConv>,
+    build_ids: Vec<BuildId<'m>>,
     sideband: Sideband<'m>,
     branch_stacks: BranchStackSums,
     lost: u64,
@@ -194,6 +190,7 @@ impl<'m> Walk<'m> {
             kind::AUXTRACE_INFO if self.info.is_none() => self.info = PtInfo::read(record),
             kind::TIME_CONV if self.time_conv.is_none() => self.time_conv = TimeConv::read(record),
             kind::SAMPLE => self.sample(file, record),
+            kind::HEADER_BUILD_ID => self.build_ids.extend(BuildId::read(record.misc, record.body)),
             kind::USER_TYPE_START.. => {}
             _ => self.kernel_record(file, record),
         }

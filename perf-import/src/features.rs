@@ -174,14 +174,19 @@ impl<'m> BuildId<'m> {
         std::iter::from_fn(move || {
             // A record header each, whose type is 0 or HEADER_BUILD_ID.
             let (_, misc, size) = (rest.u32()?, rest.u16()?, rest.u16()?);
-            let mut body = Fields(rest.take(usize::from(size).checked_sub(8)?)?);
-            let pid = Pid(body.u32()?);
-            let mut id = Fields(body.take(24)?);
-            let bytes = id.take(20)?;
-            let len = if misc & misc::BUILD_ID_SIZE != 0 { usize::from(id.u8()?).min(20) } else { 20 };
-            let kernel = misc & misc::CPUMODE_MASK == misc::KERNEL;
-            Some(Self { kernel, pid, id: &bytes[..len], filename: until_nul(body.0) })
+            Self::read(misc, rest.take(usize::from(size).checked_sub(8)?)?)
         })
+    }
+
+    /// An entry without its header: the body of a HEADER_BUILD_ID record, as streams to pipes have them.
+    pub(crate) fn read(misc: u16, body: &'m [u8]) -> Option<Self> {
+        let mut body = Fields(body);
+        let pid = Pid(body.u32()?);
+        let mut id = Fields(body.take(24)?);
+        let bytes = id.take(20)?;
+        let len = if misc & misc::BUILD_ID_SIZE != 0 { usize::from(id.u8()?).min(20) } else { 20 };
+        let kernel = misc & misc::CPUMODE_MASK == misc::KERNEL;
+        Some(Self { kernel, pid, id: &bytes[..len], filename: until_nul(body.0) })
     }
 
     /// Appends the entry; names longer than the kernel's PATH_MAX are cut.

@@ -44,6 +44,15 @@ pub(crate) struct Header {
     pub features: [u8; 32],
 }
 
+/// What a header says of what follows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Form {
+    /// Sections where it says.
+    File(Header),
+    /// Records.
+    Pipe,
+}
+
 /// Why bytes are no header that can be read here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum HeaderError {
@@ -52,20 +61,19 @@ pub(crate) enum HeaderError {
     /// The first layout, which perf wrote until 2010.
     Version1,
     BigEndian,
-    Pipe,
     Short,
 }
 
 /// Magic of the only layout that today's perf writes.
 const MAGIC: [u8; 8] = *b"PERFILE2";
 const MAGIC_VERSION_1: [u8; 8] = *b"PERFFILE";
-/// Header size of a pipe stream, which has nothing behind it but records.
-const PIPE_SIZE: u64 = 16;
 
 impl Header {
     pub const SIZE: u64 = 104;
+    /// Header size of a pipe stream, which has nothing behind it but records.
+    pub const PIPE_SIZE: u64 = 16;
 
-    pub fn read(bytes: &[u8]) -> Result<Self, HeaderError> {
+    pub fn read(bytes: &[u8]) -> Result<Form, HeaderError> {
         let mut f = Fields(bytes);
         let magic: [u8; 8] =
             f.take(8).and_then(|magic| magic.try_into().ok()).ok_or(HeaderError::NotPerfData)?;
@@ -78,8 +86,8 @@ impl Header {
             () => return Err(HeaderError::NotPerfData),
         }
         let size = f.u64().ok_or(HeaderError::Short)?;
-        if size == PIPE_SIZE {
-            return Err(HeaderError::Pipe);
+        if size == Self::PIPE_SIZE {
+            return Ok(Form::Pipe);
         }
         let mut fields = || {
             let attr_size = f.u64()?;
@@ -89,7 +97,7 @@ impl Header {
             let features = if size >= Self::SIZE { f.take(32)?.try_into().ok()? } else { [0; 32] };
             Some(Self { attr_size, attrs, data, features })
         };
-        fields().ok_or(HeaderError::Short)
+        fields().map(Form::File).ok_or(HeaderError::Short)
     }
 
     pub fn write(&self, out: &mut Vec<u8>) {
@@ -130,7 +138,7 @@ mod tests {
         let mut bytes = Vec::new();
         header().write(&mut bytes);
         assert_eq!(bytes.len() as u64, Header::SIZE);
-        assert_eq!(Header::read(&bytes), Ok(header()));
+        assert_eq!(Header::read(&bytes), Ok(Form::File(header())));
         assert_eq!(header().feature_bits().collect::<Vec<_>>(), [2, 3, 7, 255]);
         for len in 0..bytes.len() {
             assert!(Header::read(&bytes[..len]).is_err());
@@ -150,7 +158,7 @@ mod tests {
         assert_eq!(with_magic(b"PERFFILE"), Err(HeaderError::Version1));
         assert_eq!(with_magic(b"\x7fELF\x02\x01\x01\0"), Err(HeaderError::NotPerfData));
         bytes[8] = 16;
-        assert_eq!(Header::read(&bytes[..16]), Err(HeaderError::Pipe));
+        assert_eq!(Header::read(&bytes[..16]), Ok(Form::Pipe));
     }
 
     #[test]

@@ -117,7 +117,7 @@ fn print(file: &PerfFile, record: &Record<'_>) -> String {
         kind::ID_INDEX => write!(out, " nr: {}", IdIndex::read(record).unwrap().len()).unwrap(),
         kind::THREAD_MAP => {
             let threads: Vec<_> = ThreadMap::read(record).unwrap().iter().collect();
-            let list: Vec<String> = threads.iter().map(|(pid, _)| pid.to_string()).collect();
+            let list: Vec<String> = threads.iter().map(|(pid, _)| pid.0.cast_signed().to_string()).collect();
             write!(out, " nr: {} thread: {}", threads.len(), list.join(" ")).unwrap();
         }
         kind::CPU_MAP => {
@@ -190,6 +190,74 @@ fn software_events_with_switches_and_call_chains() {
             assert!(kinds.contains_key(name), "no {name} in {kinds:?}");
         }
         assert_eq!(kinds.contains_key("SWITCH"), options.contains(&"--switch-events"));
+    }
+}
+
+/// Time and line of every record, in no order: those that perf prints in full.
+fn sorted(lines: impl Iterator<Item = (u64, String)>) -> Vec<(u64, String)> {
+    // Of these perf prints no more than that they are there, under other names in part.
+    const BARE: [&str; 7] =
+        ["ATTR", "BUILD_ID", "FEATURE", "HEADER_", "FINISHED_ROUND", "EVENT_UPDATE", "COMPRESSED"];
+    let mut lines: Vec<_> =
+        lines.filter(|(_, line)| !BARE.iter().any(|bare| line.starts_with(bare))).collect();
+    lines.sort();
+    lines
+}
+
+/// Pipes, directories, compressed records: whatever perf makes of them, in whichever order.
+#[test]
+fn every_form() {
+    const PIPE: &str =
+        "perf record -q -e cpu-clock -e dummy:u -o - sh -c 'ls /usr/bin >/dev/null' | cat >perf.data";
+    let forms = [
+        ("-z", "perf record -q -z -e cpu-clock -o perf.data sh -c 'ls /usr/bin >/dev/null; true'"),
+        (
+            "-z of level 19, several events",
+            "perf record -q --compression-level=19 -e cpu-clock -e task-clock --switch-events -g -o perf.data sh -c 'ls -lR /usr/lib/x86_64-linux-gnu >/dev/null; true'",
+        ),
+        ("--threads", "perf record -q --threads -a -e cpu-clock -o perf.data sleep 0.1"),
+        ("--threads -z", "perf record -q --threads -z -a -e cpu-clock -o perf.data sleep 0.1"),
+        ("pipe", PIPE),
+        ("pipe -z", &PIPE.replace("-q", "-q -z")),
+        ("inject", &PIPE.replace("| cat", "| perf inject -b")),
+    ];
+    for (form, command) in forms {
+        let dir = tempfile::tempdir().unwrap();
+        let made = kit::output("sh", &["-c", command], dir.path());
+        let Some(text) =
+            made.and_then(|_| kit::output("perf", &["script", "-D", "-i", "perf.data"], dir.path()))
+        else {
+            continue;
+        };
+        let golden = text.lines().filter_map(|line| {
+            let (head, what) = line.split_once("]: PERF_RECORD_")?;
+            let time = head.split_whitespace().rev().nth(2)?.parse().unwrap_or(0);
+            Some((time, what.trim_end().replace(" id: ", "")))
+        });
+        let golden = sorted(golden);
+        let file = PerfFile::open(&dir.path().join("perf.data")).unwrap();
+        assert_eq!(file.is_pipe(), form.contains("pipe") || form == "inject");
+        let mut records = file.records();
+        let ours = sorted(records.by_ref().map(|record| {
+            let time = match file.events().sample(&record) {
+                Some((_, sample)) => sample.time,
+                None => file.events().trailer(&record).time,
+            };
+            (time.map_or(0, |time| time.0), print(&file, &record).trim_end().to_owned())
+        }));
+        assert_eq!((records.first_damage(), file.notes()), (None, &[][..]), "{form}");
+        assert!(
+            golden.iter().filter(|(_, line)| line.starts_with("SAMPLE")).count() > 2,
+            "{form}: {golden:?}"
+        );
+        for (ours, golden) in ours.iter().zip(&golden) {
+            assert!(
+                ours.0 == golden.0 && golden.1.starts_with(&ours.1),
+                "{form}: {ours:?}, perf: {golden:?}"
+            );
+        }
+        assert_eq!(ours.len(), golden.len(), "{form}");
+        println!("{form}: {} records", ours.len());
     }
 }
 

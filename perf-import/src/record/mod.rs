@@ -29,6 +29,7 @@ pub use switch::Switch;
 pub use tables::{CpuMap, IdIndex, IdIndexEntry, ThreadMap};
 pub use task::{Cgroup, Comm, Namespaces, Task};
 pub use walk::Records;
+pub(crate) use walk::Stretch;
 
 use crate::FileOffset;
 

@@ -4,6 +4,16 @@ use super::{Record, kind};
 use crate::FileOffset;
 use crate::bytes::Fields;
 
+/// Bytes of a file that are records one after another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stretch<'m> {
+    pub data: &'m [u8],
+    /// Position of the first byte.
+    pub base: u64,
+    /// Places of `data` where records certainly begin, rising.
+    pub sure: &'m [usize],
+}
+
 /// Walks the records of a file, in file order; trace bytes are stepped over, never touched.
 ///
 /// Where a header makes no sense, or a record reaches over the beginning of an AUXTRACE record that the file's own
@@ -11,11 +21,9 @@ use crate::bytes::Fields;
 /// rest of the file.
 #[derive(Clone, Debug)]
 pub struct Records<'m> {
-    data: &'m [u8],
+    current: Stretch<'m>,
     at: usize,
-    base: u64,
-    /// Beginnings of AUXTRACE records in `data`, rising.
-    sure: &'m [usize],
+    more: std::vec::IntoIter<Stretch<'m>>,
     skipped: u64,
     first_damage: Option<FileOffset>,
 }
@@ -24,9 +32,14 @@ pub struct Records<'m> {
 const HEADER: usize = 8;
 
 impl<'m> Records<'m> {
-    /// `sure` are places of `data` where records certainly begin, rising.
-    pub(crate) fn new(data: &'m [u8], base: u64, sure: &'m [usize]) -> Self {
-        Self { data, at: 0, base, sure, skipped: 0, first_damage: None }
+    /// One stretch after the other; a record never reaches over the end of one.
+    pub(crate) fn new(stretches: Vec<Stretch<'m>>) -> Self {
+        let current = Stretch { data: &[], base: 0, sure: &[] };
+        Self { current, at: 0, more: stretches.into_iter(), skipped: 0, first_damage: None }
+    }
+
+    fn place(&self, at: usize) -> FileOffset {
+        FileOffset(self.current.base.saturating_add(at as u64))
     }
 
     /// Where the first bytes lie that are no record, if the walk has met any.
@@ -41,15 +54,16 @@ impl<'m> Records<'m> {
 
     fn damage(&mut self, from: usize, to: usize) {
         self.skipped += (to - from) as u64;
-        self.first_damage.get_or_insert(FileOffset(self.base + from as u64));
+        let position = self.place(from);
+        self.first_damage.get_or_insert(position);
         self.at = to;
     }
 
     /// The next place where a record certainly begins, behind `at`; the end where there is none.
     fn next_sure(&mut self, at: usize) -> usize {
-        let passed = self.sure.partition_point(|place| *place <= at);
-        self.sure = &self.sure[passed..];
-        self.sure.first().copied().unwrap_or(self.data.len())
+        let sure = &mut self.current.sure;
+        *sure = &sure[sure.partition_point(|place| *place <= at)..];
+        sure.first().copied().unwrap_or(self.current.data.len())
     }
 }
 
@@ -71,9 +85,12 @@ impl<'m> Iterator for Records<'m> {
 
     fn next(&mut self) -> Option<Record<'m>> {
         loop {
-            let data = self.data;
+            let data = self.current.data;
             let start = self.at;
-            let rest = data.get(start..).filter(|rest| !rest.is_empty())?;
+            let Some(rest) = data.get(start..).filter(|rest| !rest.is_empty()) else {
+                (self.current, self.at) = (self.more.next()?, 0);
+                continue;
+            };
             let limit = self.next_sure(start);
             let Some((kind, misc, size, follows)) = header(rest).filter(|found| start + found.2 <= limit)
             else {
@@ -85,9 +102,10 @@ impl<'m> Iterator for Records<'m> {
             let payload = behind.get(..follows).unwrap_or(behind);
             self.at = start + size + payload.len();
             if payload.len() < follows {
-                self.first_damage.get_or_insert(FileOffset(self.base + self.at as u64));
+                let position = self.place(self.at);
+                self.first_damage.get_or_insert(position);
             }
-            let offset = FileOffset(self.base + start as u64);
+            let offset = self.place(start);
             return Some(Record { kind, misc, body: &rest[HEADER..size], payload, offset });
         }
     }
@@ -106,7 +124,7 @@ mod tests {
     }
 
     fn walk(data: &[u8], sure: &[usize]) -> (Vec<(u32, usize, usize)>, u64, Option<FileOffset>) {
-        let mut records = Records::new(data, 0, sure);
+        let mut records = Records::new(vec![Stretch { data, base: 0, sure }]);
         let found = records.by_ref().map(|r| (r.kind, r.body.len(), r.payload.len())).collect();
         (found, records.skipped(), records.first_damage())
     }
@@ -153,6 +171,18 @@ mod tests {
         let (found, skipped, at) = walk(&data, &[0, sure]);
         assert_eq!(found, [(71, 8, 8), (71, 8, 8)]);
         assert_eq!((skipped, at), (0, Some(FileOffset(24))));
+    }
+
+    #[test]
+    fn a_record_ends_with_its_stretch() {
+        let mut data = Vec::new();
+        record(&mut data, kind::COMM, 16, &[0; 8]);
+        let stretch = |data, base| Stretch { data, base, sure: &[] };
+        let stretches = vec![stretch(&data[..12], 100), stretch(&[], 112), stretch(&data[..], 200)];
+        let mut records = Records::new(stretches);
+        let found: Vec<_> = records.by_ref().map(|record| (record.kind, record.offset.0)).collect();
+        assert_eq!((found, records.skipped()), (vec![(kind::COMM, 200)], 12));
+        assert_eq!(records.first_damage(), Some(FileOffset(100)));
     }
 
     #[test]
