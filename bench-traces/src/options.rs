@@ -63,6 +63,9 @@ pub struct PtOptions {
     /// An interrupt at some instruction, about every N blocks
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub interrupts: u32,
+    /// An end of an AUX record, where tracing stops and starts again without a PSB, about every N blocks
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub restarts: u32,
     /// A stretch of kernel code that no image holds, about every N blocks
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub kernel: u32,
@@ -77,7 +80,12 @@ pub struct PtOptions {
 impl PtOptions {
     /// Something is done to the flow besides recording it.
     pub fn disturbs(&self) -> bool {
-        self.interrupts + self.kernel + self.overflows + self.truncations > 0
+        self.interrupts > 0 || self.restarts > 0 || self.loses()
+    }
+
+    /// Part of the flow is not in the trace.
+    pub fn loses(&self) -> bool {
+        self.kernel > 0 || self.overflows > 0 || self.truncations > 0
     }
 }
 
@@ -95,6 +103,7 @@ impl Default for PtOptions {
             ip: IpForm::Shortest,
             defer_tips: false,
             interrupts: 0,
+            restarts: 0,
             kernel: 0,
             overflows: 0,
             truncations: 0,
@@ -157,6 +166,7 @@ impl PtOptions {
             format!("ip={}", name(self.ip.to_possible_value())),
             format!("defer_tips={}", u8::from(self.defer_tips)),
             format!("interrupts={}", self.interrupts),
+            format!("restarts={}", self.restarts),
             format!("kernel={}", self.kernel),
             format!("overflows={}", self.overflows),
             format!("truncations={}", self.truncations),
@@ -179,6 +189,7 @@ impl PtOptions {
             "ip" => self.ip = IpForm::from_str(value, false).unwrap_or_default(),
             "defer_tips" => self.defer_tips = on,
             "interrupts" => self.interrupts = value.parse().unwrap_or(0),
+            "restarts" => self.restarts = value.parse().unwrap_or(0),
             "kernel" => self.kernel = value.parse().unwrap_or(0),
             "overflows" => self.overflows = value.parse().unwrap_or(0),
             "truncations" => self.truncations = value.parse().unwrap_or(0),
@@ -206,6 +217,7 @@ mod tests {
             ip: IpForm::Full,
             defer_tips: true,
             interrupts: 1000,
+            restarts: 77,
             kernel: 1,
             overflows: 2,
             truncations: 300,

@@ -339,8 +339,9 @@ impl PtEncoder {
         self.on = false;
     }
 
-    /// Tracing starts again at `ip` after the buffer was emptied: without a PSB (as the kernel's driver leaves it).
-    pub fn restart(&mut self, ip: u64) {
+    /// Tracing starts again at `ip` with another AUX record: without a PSB, as the kernel's driver leaves it. Behind a cut
+    /// the last IP is another than the decoder's, if it has any: the address is whole.
+    pub fn restart(&mut self, ip: u64, behind_cut: bool) {
         if !self.options.no_tsc {
             self.tsc_and_tma();
         }
@@ -348,8 +349,13 @@ impl PtEncoder {
         self.put(Packet::ModeExec { mode: ExecMode::Bits64, interrupt_flag: false });
         self.cyc_at = self.cycles;
         self.next_mtc = self.mtc_edge_after(self.cycles);
-        let payload = IpPayload::with_form(IpBytes::Sext48, ip);
-        self.last_ip.update(payload);
+        let payload = if behind_cut {
+            let payload = IpPayload::with_form(IpBytes::Sext48, ip);
+            self.last_ip.update(payload);
+            payload
+        } else {
+            self.ip(ip)
+        };
         self.put(Packet::TipPge(payload));
         self.depth = 0;
         self.on = true;
@@ -389,12 +395,14 @@ impl PtEncoder {
         self.on = false;
     }
 
-    /// Sends PSB+ where one is due; the next instruction is at `ip`.
+    /// Sends PSB+ where one is due, and says so; the next instruction is at `ip`.
     #[inline]
-    pub fn psb_if_due(&mut self, ip: u64) {
-        if self.on && !self.overflowing && self.sent + self.out.len() as u64 >= self.next_psb {
+    pub fn psb_if_due(&mut self, ip: u64) -> bool {
+        let due = self.on && !self.overflowing && self.sent + self.out.len() as u64 >= self.next_psb;
+        if due {
             self.psb(Some(ip));
         }
+        due
     }
 
     fn psb(&mut self, ip: Option<u64>) {

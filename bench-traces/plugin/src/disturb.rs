@@ -4,7 +4,7 @@
 //! after the last packet that was sent.
 
 use crate::block::{Block, End};
-use crate::thread::Thread;
+use crate::thread::{RecordEnd, Thread};
 use crate::truth::Transfer;
 use ptflow_bench_traces::options::PtOptions;
 use ptflow_bench_traces::pt::KERNEL_CYCLES;
@@ -82,17 +82,42 @@ impl Thread {
             } else if plan.hits(plan.options.truncations) {
                 self.pt.truncate();
                 self.forget(&mut plan);
-                self.truncated = true;
+                self.ended =
+                    Some(RecordEnd { truncated: true, at: block.start, left: i64::from(block.insns) });
+            } else if plan.hits(plan.options.restarts) {
+                self.pt.interrupt(at);
+                self.truth.interrupted_to(at, None, ahead);
+                plan.unsent.clear();
+                let left = i64::from(block.insns) - index as i64;
+                self.ended = Some(RecordEnd { truncated: false, at, left });
             }
         }
         self.disturbance = Some(plan);
     }
 
-    /// The buffer was full and has been emptied: tracing starts again in front of the block.
-    pub fn restart(&mut self, at: u64) {
+    /// The buffer has been emptied: tracing starts again.
+    pub fn restart(&mut self, end: RecordEnd) {
         self.pass(INTERRUPT_CYCLES);
-        self.pt.restart(at);
-        self.truth.resume(at, 0);
+        self.pt.restart(end.at, end.truncated);
+        self.truth.resume(end.at, -end.left);
+    }
+
+    /// PSB+ gave the address: all that came before is told.
+    #[cold]
+    pub(crate) fn all_told(&mut self) {
+        if let Some(plan) = &mut self.disturbance {
+            plan.unsent.clear();
+        }
+    }
+
+    /// Outcomes were sent, and nothing of the direct branches behind the last.
+    #[cold]
+    pub(crate) fn packets_told(&mut self) {
+        if let Some(plan) = &mut self.disturbance {
+            let is_told = |transfer: &Transfer| !matches!(transfer.0, "jmp" | "call");
+            let told = plan.unsent.iter().rposition(is_told).map_or(0, |last| last + 1);
+            plan.unsent.drain(..told);
+        }
     }
 
     /// Tracing is about to go off: an overflow ends before that.

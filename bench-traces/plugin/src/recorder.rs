@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 
 /// More guest threads at once are not recorded.
 const MAX_VCPUS: usize = 4096;
-/// Trace bytes that go to the file at once.
+/// Trace bytes that go to the file at once. They end with a packet: the kernel's driver stops tracing before it says how
+/// far it got.
 const CHUNK: usize = 1 << 20;
 
 /// A guest thread's place. Only its own vCPU reaches into `thread`, but for the end of the recording.
@@ -207,10 +208,10 @@ impl Recorder {
             return;
         }
         slot.thread.execute(block, &|addr| self.is_handler(addr));
-        if slot.thread.pt.pending() >= CHUNK || slot.thread.truncated {
+        if slot.thread.pt.pending() >= CHUNK || slot.thread.ended.is_some() {
             self.write_chunk(slot);
-            if std::mem::take(&mut slot.thread.truncated) {
-                slot.thread.restart(block.start);
+            if let Some(end) = slot.thread.ended.take() {
+                slot.thread.restart(end);
             }
         }
     }
@@ -323,7 +324,8 @@ impl Recorder {
         let who = self.who(slot.tid, slot.thread.pt.cycles());
         let (tid, idx) = (slot.tid, slot.idx);
         let len = slot.thread.pt.pending() as u64;
-        let flags = if slot.thread.truncated { Aux::TRUNCATED } else { 0 };
+        let truncated = slot.thread.ended.is_some_and(|end| end.truncated);
+        let flags = if truncated { Aux::TRUNCATED } else { 0 };
         let result = slot.thread.pt.drain(|offset, bytes| {
             writer.aux(who, offset, bytes.len() as u64, flags)?;
             writer.auxtrace(idx, Some(tid), None, offset, reference, bytes)
@@ -417,7 +419,7 @@ impl Recorder {
         let mut edges = BufWriter::new(File::create(self.dir.join("truth.edges"))?);
         sums.write_edges(&mut edges)?;
         edges.flush()?;
-        if self.options.disturbs() {
+        if self.options.loses() {
             let mut unknowable = BufWriter::new(File::create(self.dir.join("truth.unknowable"))?);
             sums.write_unknowable(&mut unknowable)?;
             unknowable.flush()?;

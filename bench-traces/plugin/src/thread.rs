@@ -21,6 +21,17 @@ struct Interrupted {
     block: Option<&'static Block>,
 }
 
+/// Where tracing stopped for the buffer's sake.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordEnd {
+    /// The buffer was full: the trace was cut in mid-packet.
+    pub truncated: bool,
+    /// The next instruction.
+    pub at: u64,
+    /// Instructions of the block that starts, from there on.
+    pub left: i64,
+}
+
 /// What a guest thread did, so far.
 #[derive(Debug)]
 pub struct Thread {
@@ -34,8 +45,8 @@ pub struct Thread {
     /// A signal handler returned: the next block is where the flow was interrupted.
     resuming: Option<Interrupted>,
     pub(crate) disturbance: Option<Box<Disturbance>>,
-    /// The trace was cut; what is pending is to be handed out as truncated, and then tracing restarts.
-    pub truncated: bool,
+    /// The AUX record ends here: what is pending is to be handed out, and then tracing restarts.
+    pub ended: Option<RecordEnd>,
 }
 
 impl Thread {
@@ -48,7 +59,7 @@ impl Thread {
             interrupted: Vec::new(),
             resuming: None,
             disturbance: options.disturbs().then(|| Box::new(Disturbance::new(options, cycles))),
-            truncated: false,
+            ended: None,
         }
     }
 
@@ -75,17 +86,24 @@ impl Thread {
             }
             self.enter(block.start);
         }
-        self.pt.psb_if_due(block.start);
+        let told = self.pt.psb_if_due(block.start);
         let again = self.previous.is_some_and(|previous| {
             previous.end == End::Rep && previous.last == block.start && block.insns == 1
         });
         if self.disturbance.is_some() {
+            if told {
+                self.all_told();
+            }
             self.disturb(block, again);
         }
         // A repeated string instruction is one instruction, however often it comes back.
         self.truth.instructions += u64::from(block.insns) - u64::from(again);
         self.pass(u64::from(block.cycles));
+        let waiting = self.disturbance.is_some() && self.pt.has_unsent();
         self.pt.tick();
+        if waiting && !self.pt.has_unsent() {
+            self.packets_told();
+        }
         self.previous = Some(block);
     }
 

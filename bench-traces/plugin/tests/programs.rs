@@ -2,25 +2,15 @@
 
 mod kit;
 
-use kit::{Recording, compile, record};
+use kit::{compile, record};
 use ptflow_bench_traces::options::{IpForm, PtOptions, TntForm};
-
-/// Decodes by every engine and number of threads; all must give the truth, byte for byte.
-fn check(recording: &Recording) {
-    recording.explained();
-    recording.native_equals_truth();
-    recording.perf_equals_truth();
-    recording.libipt_equals_truth();
-}
 
 #[test]
 fn programs_of_the_system() {
-    check(&record(&["/bin/ls", "-la", "/"], PtOptions::default()));
-    check(&record(
-        &["/usr/bin/gzip", "-9", "-c", "/bin/ls"],
-        PtOptions { cyc: true, ..PtOptions::default() },
-    ));
-    check(&record(&["/bin/bash", "-c", "for i in 1 2 3; do echo $((i * 7)); done"], PtOptions::default()));
+    record(&["/bin/ls", "-la", "/"], PtOptions::default()).check();
+    record(&["/usr/bin/gzip", "-9", "-c", "/bin/ls"], PtOptions { cyc: true, ..PtOptions::default() })
+        .check();
+    record(&["/bin/bash", "-c", "for i in 1 2 3; do echo $((i * 7)); done"], PtOptions::default()).check();
 }
 
 /// Every option of the trace, on a program that does everything at once.
@@ -37,20 +27,19 @@ fn a_nasty_program_with_every_option() {
         PtOptions { tnt: TntForm::Long, mtc_period: 9, ..base },
         PtOptions { tnt: TntForm::Mixed, ip: IpForm::Mixed, psb_period: 1, ..base },
         PtOptions { ip: IpForm::Full, defer_tips: true, ..base },
+        PtOptions { restarts: 400, cyc: true, ..base },
     ];
     for options in variants {
         eprintln!("{options:?}");
-        check(&record(&[program.path().to_str().expect("UTF-8")], options));
+        record(&[program.path().to_str().expect("UTF-8")], options).check();
     }
 }
 
 #[test]
 fn a_static_program() {
     let program = compile("nasty.c", &["-static", "-O2"]);
-    check(&record(
-        &[program.path().to_str().expect("UTF-8")],
-        PtOptions { cyc: true, ..PtOptions::default() },
-    ));
+    record(&[program.path().to_str().expect("UTF-8")], PtOptions { cyc: true, ..PtOptions::default() })
+        .check();
 }
 
 /// Interrupts at any instruction are no loss: all decoders see all.
@@ -59,10 +48,7 @@ fn interrupts_at_any_instruction() {
     let program = compile("nasty.c", &["-static"]);
     let options = PtOptions { interrupts: 200, cyc: true, psb_period: 1, ..PtOptions::default() };
     let recording = record(&[program.path().to_str().expect("UTF-8")], options);
-    recording.explained();
-    recording.native_lacks_only_the_unknowable();
-    recording.perf_equals_truth();
-    recording.libipt_equals_truth();
+    recording.check();
 }
 
 /// Kernel code that no image holds, packets lost inside the CPU, buffers that were full.
@@ -79,6 +65,7 @@ fn losses_are_told_and_nothing_is_invented() {
         eprintln!("{options:?}");
         let recording = record(&[program.path().to_str().expect("UTF-8")], options);
         recording.explained();
-        recording.native_lacks_only_the_unknowable();
+        let lacking = recording.native_lacks_only_the_unknowable();
+        lacking.unwrap_or_else(|difference| panic!("{difference}"));
     }
 }

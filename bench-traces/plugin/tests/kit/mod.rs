@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use ptflow_bench_traces::options::PtOptions;
+use ptflow_bench_traces::order::{self, Way};
 use ptflow_bench_traces::recorder::{PLUGIN, Recorder};
 use ptflow_decoder::image::AddressSpaces;
 use ptflow_decoder::profile::CodeAddr;
@@ -32,6 +33,9 @@ pub fn compile(name: &str, flags: &[&str]) -> NamedTempFile<()> {
     assert!(status.success(), "{name} compiles");
     NamedTempFile::from_parts((), path)
 }
+
+/// What a decoder's answer is: the truth, or how it differs.
+pub type Verdict = Result<(), String>;
 
 /// A recorded run.
 pub struct Recording {
@@ -108,8 +112,17 @@ impl Recording {
         assert_eq!(self.total("unexplained"), 0);
     }
 
-    /// Our own decoder.
-    pub fn native_equals_truth(&self) {
+    /// Every decoder gives the truth.
+    #[track_caller]
+    pub fn check(&self) {
+        self.explained();
+        for verdict in [self.native_equals_truth(), self.perf_equals_truth(), self.libipt_equals_truth()] {
+            verdict.unwrap_or_else(|difference| panic!("{difference}"));
+        }
+    }
+
+    /// Our own decoder: the same counts by every engine and number of threads, and the same order.
+    pub fn native_equals_truth(&self) -> Verdict {
         let truth = self.text("truth.edges");
         let engines = [
             (Engine::Fast, 1, 1 << 20),
@@ -119,22 +132,26 @@ impl Recording {
             (Engine::Careful, 2, 64 << 10),
         ];
         for (engine, threads, unit_bytes) in engines {
-            let (text, instructions) = self.decode(engine, threads, unit_bytes);
+            let (text, instructions) = self.decode(engine, threads, unit_bytes)?;
             let what = format!("{engine:?}, {threads} threads, units of {unit_bytes}");
-            same_lines(&text, &truth, &what);
-            assert_eq!(instructions, self.total("instructions"), "{what}");
+            same_lines(&text, &truth, &what)?;
+            ensure(instructions == self.total("instructions"), || {
+                format!("{what}: {instructions} instructions")
+            })?;
         }
+        let way = Way { engine: Engine::Fast, threads: 2, unit_bytes: 1 << 18 };
+        order::compare(self.folder(), way, |_, _, _| {}).map_err(|error| format!("{error:#}"))
     }
 
     /// Our own decoder, on a trace with losses: no execution is invented, and none is missing but of transfers that nobody
     /// can know.
-    pub fn native_lacks_only_the_unknowable(&self) {
-        let (text, _) = self.decode(Engine::Fast, 2, 1 << 20);
+    pub fn native_lacks_only_the_unknowable(&self) -> Verdict {
+        let (text, _) = self.decode(Engine::Fast, 2, 1 << 20)?;
         for (engine, threads, unit_bytes) in
-            [(Engine::Careful, 1, 1 << 20), (Engine::Interrupted(2), 2, 1 << 16)]
+            [(Engine::Careful, 1, 1 << 20), (Engine::Interrupted(2), 2, 1 << 16), (Engine::Fast, 7, 1)]
         {
-            let (other, _) = self.decode(engine, threads, unit_bytes);
-            same_lines(&other, &text, &format!("{engine:?} against the fast walker"));
+            let (other, _) = self.decode(engine, threads, unit_bytes)?;
+            same_lines(&other, &text, &format!("{engine:?} against the fast walker"))?;
         }
         let rows = |text: &str| -> BTreeMap<_, _> {
             let rows = ptflow_exporters::edges::read(text.as_bytes()).expect("an edge table");
@@ -145,19 +162,16 @@ impl Recording {
         for (key, (taken, not_taken)) in truth {
             let ours = found.remove(&key).unwrap_or((0, 0));
             let slack = unknowable.get(&key).copied().unwrap_or((0, 0));
-            assert!(
-                ours.0 <= taken && ours.1 <= not_taken,
-                "{key:?} is invented: {ours:?} of {taken} {not_taken}"
-            );
-            assert!(
-                ours.0 + slack.0 >= taken && ours.1 + slack.1 >= not_taken,
-                "{key:?} is missing: {ours:?} of {taken} {not_taken}, unknowable {slack:?}"
-            );
+            let truth = format!("{ours:?} of {taken} {not_taken}, unknowable {slack:?}");
+            ensure(ours.0 <= taken && ours.1 <= not_taken, || format!("{key:?} is invented: {truth}"))?;
+            ensure(ours.0 + slack.0 >= taken && ours.1 + slack.1 >= not_taken, || {
+                format!("{key:?} is missing: {truth}")
+            })?;
         }
-        assert!(found.is_empty(), "invented: {found:?}");
+        ensure(found.is_empty(), || format!("invented: {found:?}"))
     }
 
-    fn decode(&self, engine: Engine, threads: usize, unit_bytes: usize) -> (String, u64) {
+    fn decode(&self, engine: Engine, threads: usize, unit_bytes: usize) -> Result<(String, u64), String> {
         let file = PerfFile::open(&self.path("perf.data")).expect("our own file");
         let capture = Capture::read(&file).expect("our own file");
         assert_eq!(capture.notes, Vec::<String>::new());
@@ -178,27 +192,28 @@ impl Recording {
         let counts = count(&contexts, &Options { pool: &pool, engine, unit_bytes, progress: &|_| {} });
         for (ledger, stream) in counts.ledgers.iter().zip(&capture.streams) {
             if !self.path("truth.unknowable").exists() {
-                assert_eq!(ledger.losses, [], "nothing is lost");
+                ensure(ledger.losses.is_empty(), || format!("something is lost: {:?}", ledger.losses))?;
             }
-            assert_eq!(ledger.decoded + ledger.lost(), stream.trace.len());
+            let bytes = ledger.decoded + ledger.lost();
+            ensure(bytes == stream.trace.len(), || format!("{bytes} bytes of {}", stream.trace.len()))?;
         }
         let mut text = Vec::new();
         ptflow_exporters::edges::write(&mut text, &counts.rows, &Runtime(&spaces)).expect("a Vec takes all");
-        (String::from_utf8(text).expect("text"), counts.instructions)
+        Ok((String::from_utf8(text).expect("text"), counts.instructions))
     }
 
     /// perf: no error, and the same taken branches. It knows no not-taken ones.
-    pub fn perf_equals_truth(&self) {
+    pub fn perf_equals_truth(&self) -> Verdict {
         let output = Command::new("perf")
             .args(["script", "--itrace=be", "-F", "ip,addr,flags", "-i"])
             .arg(self.path("perf.data"))
             .output()
             .expect("perf runs: install Debian's package linux-perf");
         let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(!stderr.contains("errors"), "{stderr}");
+        ensure(!stderr.contains("errors"), || format!("perf: {stderr}"))?;
         let mut found: BTreeMap<(u64, u64), u64> = BTreeMap::new();
         for line in String::from_utf8_lossy(&output.stdout).lines() {
-            assert!(!line.contains("error"), "{line}");
+            ensure(!line.contains("error"), || format!("perf: {line}"))?;
             let Some((left, to)) = line.split_once("=>") else { continue };
             let hex = |word: &str| u64::from_str_radix(word.trim(), 16).expect("an address");
             let (flags, from) = left.trim().rsplit_once(' ').expect("flags and an address");
@@ -220,12 +235,12 @@ impl Recording {
         let lines = |edges: &BTreeMap<(u64, u64), u64>| {
             edges.iter().map(|((from, to), count)| format!("{from:x} {to:x} {count}\n")).collect::<String>()
         };
-        same_lines(&lines(&found), &lines(&truth), "perf");
+        same_lines(&lines(&found), &lines(&truth), "perf")
     }
 
     /// libipt, where this build has it.
     #[cfg(feature = "oracle")]
-    pub fn libipt_equals_truth(&self) {
+    pub fn libipt_equals_truth(&self) -> Verdict {
         use ptflow_decoder::oracle::{Session, stretches};
         use ptflow_decoder::profile::merge_rows;
         let file = PerfFile::open(&self.path("perf.data")).expect("our own file");
@@ -239,35 +254,37 @@ impl Recording {
             for trace in stretches(&stream.trace) {
                 let edges =
                     Session::new(&trace, &images, space, &capture.config).edges().expect("libipt runs");
-                assert_eq!(edges.failures, [], "libipt decodes it all");
+                ensure(edges.failures.is_empty(), || format!("libipt: {:?}", edges.failures[0]))?;
                 rows.extend(edges.rows);
             }
         }
         merge_rows(&mut rows);
         let mut text = Vec::new();
         ptflow_exporters::edges::write(&mut text, &rows, &Runtime(&spaces)).expect("a Vec takes all");
-        same_lines(&String::from_utf8(text).expect("text"), &self.text("truth.edges"), "libipt");
+        same_lines(&String::from_utf8(text).expect("text"), &self.text("truth.edges"), "libipt")
     }
 
     /// Without the feature there is no libipt to ask; `./test` builds with it.
     #[cfg(not(feature = "oracle"))]
-    pub fn libipt_equals_truth(&self) {}
+    pub fn libipt_equals_truth(&self) -> Verdict {
+        Ok(())
+    }
 }
 
-/// Compares line by line, and shows the first few that differ.
-#[track_caller]
-fn same_lines(found: &str, truth: &str, what: &str) {
+fn ensure(holds: bool, complaint: impl FnOnce() -> String) -> Verdict {
+    if holds { Ok(()) } else { Err(complaint()) }
+}
+
+/// Compares line by line, and tells the first few that differ.
+fn same_lines(found: &str, truth: &str, what: &str) -> Verdict {
     if found == truth {
-        return;
+        return Ok(());
     }
     let set = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
     let (ours, theirs) = (set(found), set(truth));
     let first = |a: &std::collections::BTreeSet<String>, b: &std::collections::BTreeSet<String>| {
         a.difference(b).take(5).cloned().collect::<Vec<_>>().join("\n")
     };
-    panic!(
-        "{what} differs from the truth; found:\n{}\ntruth:\n{}",
-        first(&ours, &theirs),
-        first(&theirs, &ours)
-    );
+    let (found, truth) = (first(&ours, &theirs), first(&theirs, &ours));
+    Err(format!("{what} differs from the truth; found:\n{found}\ntruth:\n{truth}"))
 }

@@ -1,5 +1,6 @@
 // Control flow that breaks decoders: threads, signals, faults, longjmp, stacks that are switched, recursion deeper than
-// the return stack, tables of jumps, calls to the next instruction, string instructions that repeat.
+// the return stack, coroutines on stacks of their own, tables of jumps, calls to the next instruction, returns that jump,
+// LOOP and JRCXZ, string instructions that repeat.
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <setjmp.h>
@@ -35,6 +36,22 @@ static uint64_t own_address(void) {
     uint64_t here;
     __asm__ volatile("call 1f\n1: pop %0" : "=r"(here));
     return here;
+}
+
+static void odd_branches(void) {
+    uint64_t to, count = 7;
+    __asm__ volatile(
+        "sub $128, %%rsp\n"  // the red zone
+        "lea 1f(%%rip), %0\n"
+        "push %0\n"
+        "ret\n"
+        "1: add $128, %%rsp\n"
+        "2: loop 2b\n"
+        "jrcxz 3f\n"
+        "ud2\n"
+        "3:"
+        : "=&r"(to), "+c"(count) : : "memory", "cc");
+    sink += to + count;
 }
 
 static void strings(void) {
@@ -100,6 +117,38 @@ static void fibers(void) {
     }
 }
 
+// Switches stacks without a system call: the RET goes where no CALL of this stack came from.
+void switch_stacks(void **save, void *load);
+__asm__(
+    ".text\n.globl switch_stacks\n.type switch_stacks, @function\n"
+    "switch_stacks:\n"
+    "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
+    "mov %rsp, (%rdi)\n"
+    "mov %rsi, %rsp\n"
+    "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\n"
+    "ret\n"
+    ".size switch_stacks, . - switch_stacks\n");
+
+static void *outside, *inside;
+static void coroutine(void) {
+    for (int i = 0;; i++) {
+        sink += (uint64_t)deep(60 + (i & 15));
+        switch_stacks(&inside, outside);
+    }
+}
+
+static void coroutines(void) {
+    static void *stack[4096] __attribute__((aligned(16)));
+    // Six registers, and where the first switch returns to; at a function's entry the stack is 8 off 16.
+    void **top = stack + 4094;
+    top[-1] = (void *)coroutine;
+    inside = top - 7;
+    for (int i = 0; i < 40; i++) {
+        switch_stacks(&outside, inside);
+        sink += (uint64_t)table(i);
+    }
+}
+
 static int compare(const void *a, const void *b) { return *(const int *)a - *(const int *)b; }
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -133,6 +182,8 @@ int main(void) {
         qsort(numbers, 500, sizeof *numbers, compare);
         if (setjmp(from_far) == 0) far_down(30);
         fibers();
+        coroutines();
+        odd_branches();
         for (int i = 0; i < 2000; i++) sink += (uint64_t)table(i);
     }
     faults();
