@@ -3,9 +3,10 @@
 mod kit;
 
 use kit::decode::{ENGINES, How, Subject, difference, expected_log, pieces};
-use kit::program::Style;
+use kit::program::{Program, Style};
 use kit::rng::Rng;
 use kit::scenario::{Scenario, Wants};
+use kit::truth::Rows;
 
 /// Decodes one recording in many ways and holds each to the truth.
 #[track_caller]
@@ -102,4 +103,35 @@ fn patches_lie_over_an_image() {
 fn an_overflow_may_cut_a_psb_short() {
     let wants = Wants { overflows: true, torn_psbs: true, ..Wants::default() };
     seeds(200).for_each(|seed| check(seed, wants));
+}
+
+#[test]
+fn processes_share_what_was_learned_of_an_image() {
+    for seed in seeds(150) {
+        let rng = &mut Rng::new(seed);
+        let patched = seed % 3 == 0;
+        let style = Style { cross: seed % 2 == 0, twice: seed % 5 == 1, ..Style::default() };
+        let wants = Wants { style, ..Wants::default() };
+        let mut programs = vec![Program::random(Style { patched, ..style }, rng)];
+        for process in 0..rng.between(1, 3) {
+            programs.push(programs[process].elsewhere(rng));
+        }
+        let processes: Vec<Scenario> =
+            programs.into_iter().map(|program| Scenario::record_of(program, wants, rng)).collect();
+        let subjects: Vec<Subject<'_>> = (processes.iter())
+            .map(|process| Subject::new(&process.program, &process.config, |_| true))
+            .collect();
+        let streams: Vec<_> = processes.iter().map(|process| pieces(&process.trace, &[])).collect();
+        let mut rows = Rows::new();
+        for row in processes.iter().flat_map(|process| process.truth.rows()) {
+            let sum = rows.entry(row.0).or_insert((0, 0));
+            *sum = (sum.0 + row.1.0, sum.1 + row.1.1);
+        }
+        for engine in ENGINES {
+            let how = How::random(engine, rng);
+            let profile = Subject::profile_of(&subjects.iter().zip(&streams).collect::<Vec<_>>(), how);
+            let wrong = difference(&profile.rows, &rows);
+            assert!(wrong.is_empty(), "seed {seed}, {how:?}: rows\n{wrong}");
+        }
+    }
 }

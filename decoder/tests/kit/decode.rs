@@ -115,7 +115,13 @@ impl<'m> Subject<'m> {
 
     /// The profile of some streams of this process.
     pub fn profile(&self, streams: &[TraceStream<'m>], how: How) -> Profile {
-        let contexts: Vec<Context<'_, 'm>> = streams.iter().map(|stream| self.context(stream)).collect();
+        let streams: Vec<_> = streams.iter().map(|stream| (self, stream)).collect();
+        Self::profile_of(&streams, how)
+    }
+
+    /// The profile of streams of several processes, whose images are the same as far as both have them.
+    pub fn profile_of(streams: &[(&Self, &TraceStream<'m>)], how: How) -> Profile {
+        let contexts: Vec<_> = streams.iter().map(|(process, stream)| process.context(stream)).collect();
         let counts = run::count(&contexts, &options(how));
         let mut rows = Rows::new();
         for row in &counts.rows {

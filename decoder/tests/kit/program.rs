@@ -380,6 +380,68 @@ impl Program {
         }
     }
 
+    /// The same program in another process: elsewhere, in other parts, and perhaps with instructions replaced.
+    pub fn elsewhere(&self, rng: &mut Rng) -> Self {
+        let delta = rng.below(0x1_0000) as u64;
+        let moved = |op: Op| match op {
+            Op::Jcc { target } => Op::Jcc { target: target + delta },
+            Op::Jmp { target } => Op::Jmp { target: target + delta },
+            Op::Call { target } => Op::Call { target: target + delta },
+            op => op,
+        };
+        let insn = |insn: &Insn| Insn {
+            addr: insn.addr + delta,
+            op: moved(insn.op),
+            targets: insn.targets.iter().map(|target| target + delta).collect(),
+            ..*insn
+        };
+        let mut there = Self {
+            images: self.images.clone(),
+            mapped: Vec::new(),
+            insns: self.insns.values().map(|old| (old.addr + delta, insn(old))).collect(),
+            entries: self.entries.clone().map(|entries| entries.iter().map(|at| at + delta).collect()),
+            mode_of: self.mode_of.iter().map(|(at, mode)| (at + delta, *mode)).collect(),
+        };
+        for mapped in &self.mapped {
+            let whole = Mapped { start: mapped.start + delta, end: mapped.end + delta, ..*mapped };
+            let middle = whole.start + rng.below((whole.end - whole.start) as usize) as u64;
+            if middle > whole.start && rng.percent(50) {
+                there.mapped.push(Mapped { end: middle, ..whole });
+                let svma = whole.svma + (middle - whole.start);
+                there.mapped.push(Mapped { start: middle, svma, ..whole });
+            } else {
+                there.mapped.push(whole);
+            }
+        }
+        if rng.percent(50) {
+            there.replace_some(rng);
+        }
+        there
+    }
+
+    /// Replaces some straight instructions by jumps to others of their mode.
+    fn replace_some(&mut self, rng: &mut Rng) {
+        let mut straight: Vec<u64> = self
+            .insns
+            .values()
+            .filter(|insn| insn.op == Op::Plain && insn.len == 5)
+            .map(|insn| insn.addr)
+            .collect();
+        straight.sort_unstable();
+        for addr in straight {
+            let (mode, next) = (self.mode_of[&addr], addr + 5);
+            let target = self.entry_in(mode, rng);
+            let distance = target.wrapping_sub(next) as i64;
+            if !rng.percent(20) || i64::from(distance as i32) != distance {
+                continue;
+            }
+            let bytes = [&[0xe9][..], &(distance as i32).to_le_bytes()].concat();
+            self.insns.get_mut(&addr).expect("it is there").op = Op::Jmp { target };
+            self.mapped.push(Mapped { image: self.images.len(), start: addr, end: next, svma: 0x77 });
+            self.images.push(Image { svma: 0x77, bytes, mode });
+        }
+    }
+
     /// Maps an image, perhaps in two parts and with room behind its end.
     fn map(&mut self, image: usize, base: u64, plan: &Plan, rng: &mut Rng) {
         let end = base + plan.len + rng.below(2) as u64 * 0x100;

@@ -82,6 +82,11 @@ impl Scenario {
     pub fn record(seed: u64, wants: Wants) -> Self {
         let rng = &mut Rng::new(seed);
         let program = Program::random(wants.style, rng);
+        Self::record_of(program, wants, rng)
+    }
+
+    /// A run of a program.
+    pub fn record_of(program: Program, wants: Wants, rng: &mut Rng) -> Self {
         let mut habits = Habits::random(rng);
         if wants.no_deferred_tips {
             habits.defer = 0;
