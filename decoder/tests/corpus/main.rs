@@ -61,6 +61,12 @@ fn flow() {
     for_each_case(|case, complaint| complaint.push_str(&run::check(case)));
 }
 
+/// Damage to any byte: the engines agree, and the ledger adds up.
+#[test]
+fn damage() {
+    for_each_case(|case, complaint| complaint.push_str(&run::check_damaged(case)));
+}
+
 /// libipt finds the same edges, but where the text says why not.
 #[cfg(feature = "oracle")]
 #[test]

@@ -102,6 +102,37 @@ pub fn check(case: &Case) -> String {
     complaint
 }
 
+/// As [`check`], with each byte of the trace changed in turn, and nothing expected but that all engines agree.
+pub fn check_damaged(case: &Case) -> String {
+    let regions = regions(case);
+    let (images, spaces) = memory(&regions);
+    let subject = Subject { case, images: &images, spaces: &spaces };
+    let mut bytes = case.bytes();
+    let len = bytes.len();
+    bytes.resize(len + ROOM, 0);
+    for at in 0..len {
+        let sound = bytes[at];
+        for damaged in [sound ^ 1 << (at % 8), sound ^ 0x20, 0x00, 0xff, 0x02] {
+            bytes[at] = damaged;
+            let reference = subject.decode(&bytes, &[], Engine::Careful, ONE_UNIT);
+            for (engine, cuts) in
+                [(Engine::Fast, &[][..]), (Engine::Interrupted(1), &[]), (Engine::Fast, &[at])]
+            {
+                let cuts = if at == 0 { &[] } else { cuts };
+                let outcome = subject.decode(&bytes, cuts, engine, ONE_UNIT);
+                if outcome != reference {
+                    let mut complaint = format!("{engine:?}, cuts {cuts:?}, {damaged:#04x} at {at:#x}:\n");
+                    compare(&mut complaint, "flow", &reference.flow, &outcome.flow);
+                    let _ = writeln!(complaint, "{:x?}\n{:x?}", reference.ledger, outcome.ledger);
+                    return complaint;
+                }
+            }
+        }
+        bytes[at] = sound;
+    }
+    String::new()
+}
+
 struct Subject<'a, 'm> {
     case: &'a Case,
     images: &'a ptflow_decoder::image::Images<'m>,
