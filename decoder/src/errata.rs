@@ -1,6 +1,11 @@
 //! Known defects of Intel's CPUs that a decoder can make up for, by the code names of Intel's specification updates.
 //!
 //! The lists of models follow the specification updates; libipt's `pt_config.c` (BSD-3) chooses by the same.
+//!
+//! Three more need no flag, for what they ask is right on every CPU: a TIP.PGD without address behind a direct branch out
+//! of a filter region (SKL014, KBL014) is matched with the filters; a TIP.PGD behind an overflow (APL11) says that tracing
+//! is off; and where CYC and MTC are missing before a PSB (SKL168) the ratio of cycles to time is implausible, which the
+//! clock looks at anyway.
 
 use crate::config::CpuModel;
 
@@ -18,12 +23,6 @@ pub struct Errata {
     pub skd010: bool,
     /// A VM entry that clears TraceEn sends a FUP before the TIP.PGD (also SKL024, KBL023).
     pub skd022: bool,
-    /// TIP.PGD of a direct branch that leaves a filter region lacks its address (also KBL014).
-    pub skl014: bool,
-    /// CYC and MTC directly before a PSB are dropped.
-    pub skl168: bool,
-    /// OVF may be followed by TIP.PGD.
-    pub apl11: bool,
     /// OVF may be followed by a FUP although tracing is off.
     pub apl12: bool,
     /// TMA may be corrupt, with one byte too many.
@@ -44,28 +43,17 @@ impl Errata {
         };
         match (family, model) {
             (6, 0x3d | 0x47 | 0x4f | 0x56) => set(&[|e| &mut e.bdm70, |e| &mut e.bdm64]),
-            (6, 0x4e | 0x5e | 0x8e | 0x9e | 0xa5 | 0xa6) => set(&[
-                |e| &mut e.bdm70,
-                |e| &mut e.skd007,
-                |e| &mut e.skd022,
-                |e| &mut e.skd010,
-                |e| &mut e.skl014,
-                |e| &mut e.skl168,
-            ]),
-            (6, 0x55 | 0x6a | 0x6c) => {
-                set(&[|e| &mut e.bdm70, |e| &mut e.skl014, |e| &mut e.skd022, |e| &mut e.skz84]);
+            (6, 0x4e | 0x5e | 0x8e | 0x9e | 0xa5 | 0xa6) => {
+                set(&[|e| &mut e.bdm70, |e| &mut e.skd007, |e| &mut e.skd022, |e| &mut e.skd010]);
             }
-            (6, 0x8f | 0xcf | 0xad | 0xae) | (0x13, 0x01) => {
+            (6, 0x55 | 0x6a | 0x6c | 0x8f | 0xcf | 0xad | 0xae) | (0x13, 0x01) => {
                 set(&[|e| &mut e.bdm70, |e| &mut e.skd022, |e| &mut e.skz84]);
             }
-            (6, 0x66 | 0x7d | 0x7e | 0x8c | 0x8d | 0xa7 | 0xa8) => {
-                set(&[|e| &mut e.bdm70, |e| &mut e.skl014, |e| &mut e.skd022]);
-            }
-            (6, 0x97 | 0x9a | 0xba | 0xb7 | 0xbf | 0xc5 | 0xc6 | 0xb5 | 0xaa | 0xac | 0xbd | 0xcc | 0xd5)
-            | (0x12, 0x01 | 0x03) => set(&[|e| &mut e.bdm70, |e| &mut e.skd022, |e| &mut e.apl11]),
-            (6, 0x5c) => set(&[|e| &mut e.apl12, |e| &mut e.apl11, |e| &mut e.fup_with_next_ip]),
-            (6, 0x5f) => set(&[|e| &mut e.apl12, |e| &mut e.apl11]),
-            (6, 0x7a | 0x86 | 0x96 | 0x9c | 0xb6 | 0xaf | 0xdd) => set(&[|e| &mut e.apl11]),
+            (6, 0x66 | 0x7d | 0x7e | 0x8c | 0x8d | 0xa7 | 0xa8)
+            | (6, 0x97 | 0x9a | 0xba | 0xb7 | 0xbf | 0xc5 | 0xc6 | 0xb5 | 0xaa | 0xac | 0xbd | 0xcc | 0xd5)
+            | (0x12, 0x01 | 0x03) => set(&[|e| &mut e.bdm70, |e| &mut e.skd022]),
+            (6, 0x5c) => set(&[|e| &mut e.apl12, |e| &mut e.fup_with_next_ip]),
+            (6, 0x5f) => set(&[|e| &mut e.apl12]),
             _ => {}
         }
         errata
