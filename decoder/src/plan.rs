@@ -82,7 +82,7 @@ fn cut_stretch(
     // Behind a truncation the driver starts tracing again, on a whole packet but without a PSB. The walk looks for a TIP.PGE
     // with a whole address there.
     let restarts = reason == Some(LossReason::AuxTruncated);
-    let first = if restarts { start } else { find(pieces, start, end).unwrap_or(end) };
+    let first = if restarts { start } else { find_psb(pieces, start, end).unwrap_or(end) };
     if first > start {
         ledger.push(Loss {
             reason: LossReason::BeforeFirstPsb,
@@ -126,7 +126,7 @@ fn advance(pieces: &[Piece<'_>], mut at: Position, end: Position, mut bytes: usi
 /// as the mode) must help: there is no place to cut.
 fn find_whole(pieces: &[Piece<'_>], mut at: Position, end: Position) -> Option<Position> {
     loop {
-        let psb = find(pieces, at, end)?;
+        let psb = find_psb(pieces, at, end)?;
         let mut status = Reader::of(pieces, advance(pieces, psb, end, PSB.len()));
         loop {
             match status.read() {
@@ -139,8 +139,9 @@ fn find_whole(pieces: &[Piece<'_>], mut at: Position, end: Position) -> Option<P
     }
 }
 
-/// The next PSB before `end`, which may straddle pieces. What one is says [`next_psb`].
-pub(crate) fn find(pieces: &[Piece<'_>], mut at: Position, end: Position) -> Option<Position> {
+/// The next PSB at or behind `at` and before `end`, which may straddle pieces; there is no break between the two. What a
+/// PSB is says [`next_psb`].
+pub fn find_psb(pieces: &[Piece<'_>], mut at: Position, end: Position) -> Option<Position> {
     loop {
         let bytes = pieces[at.piece].bytes;
         // The last bytes of the piece may begin a PSB, or go on a run of which only the last 16 bytes are one.

@@ -148,7 +148,7 @@ impl<'a, 'm> Reader<'a, 'm> {
 
 /// Bytes from one position to a later one; 0 where it is none.
 pub fn bytes_between(pieces: &[Piece<'_>], from: Position, to: Position) -> usize {
-    let between = pieces.get(from.piece..to.piece).unwrap_or(&[]);
+    let Some(between) = pieces.get(from.piece..to.piece) else { return 0 };
     let between: usize = between.iter().map(|piece| piece.bytes.len()).sum();
     (between + to.byte).saturating_sub(from.byte)
 }

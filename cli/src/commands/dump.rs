@@ -6,9 +6,12 @@ use crate::progress::Progress;
 use anyhow::Context as _;
 use ptflow_decoder::image::{AddressSpace, Images};
 use ptflow_decoder::jobs::branches::{BranchList, Line};
+use ptflow_decoder::plan::find_psb;
 use ptflow_decoder::profile::CodeAddr;
-use ptflow_decoder::reader::{Position, Reader};
+use ptflow_decoder::psb::PSB;
+use ptflow_decoder::reader::{Position, Reader, bytes_between};
 use ptflow_decoder::run;
+use ptflow_decoder::stream::{Break, TraceStream};
 use ptflow_decoder::units::{ImageId, Ip, Svma};
 use ptflow_decoder::walk::Engine;
 use ptflow_exporters::branches::{BranchWriter, Place};
@@ -37,36 +40,53 @@ fn packets(loaded: &Loaded<'_>, output: Output) -> anyhow::Result<Output> {
         for (index, piece) in stream.trace.pieces.iter().enumerate() {
             let Some(broken) = piece.break_before else { continue };
             writeln!(out, "# {broken:?} at {:#x}", piece.offset.0)?;
-            stretch(&mut out, Reader::new(&stream.trace, Position { piece: index, byte: 0 }))?;
+            stretch(&mut out, &stream.trace, index, broken)?;
         }
     }
     out.into_inner().map_err(|error| error.into_error().into())
 }
 
-/// The packets up to the next break.
-fn stretch(out: &mut impl Write, mut reader: Reader<'_, '_>) -> std::io::Result<()> {
-    let mut in_sync = false;
+/// The packets from a break up to the next. What is no packet, or lies before the first PSB, is one line.
+fn stretch(
+    out: &mut impl Write,
+    trace: &TraceStream<'_>,
+    first: usize,
+    broken: Break,
+) -> std::io::Result<()> {
+    let pieces = &trace.pieces;
+    let behind = pieces[first + 1..].iter().take_while(|piece| piece.break_before.is_none()).count();
+    let last = first + behind;
+    let end = Position { piece: last, byte: pieces[last].bytes.len() };
+    let reader = |at| Reader::new(trace, at);
+    let mut here = reader(Position { piece: first, byte: 0 });
+    // Behind a truncation tracing starts again with a whole packet; else where packets begin only a PSB tells.
+    if broken != Break::AuxTruncated {
+        let psb = find_psb(pieces, here.at(), end).unwrap_or(end);
+        skipped(out, &here, bytes_between(pieces, here.at(), psb))?;
+        here = reader(psb);
+    }
     loop {
-        let at = reader.offset().0;
-        match reader.read() {
+        match here.read() {
             None => return Ok(()),
             Some(Ok((packet, len))) => {
-                in_sync = true;
-                writeln!(out, "{at:016x}  {packet}")?;
-                reader.skip(len);
+                writeln!(out, "{:016x}  {packet}", here.offset().0)?;
+                here.skip(len);
             }
-            Some(Err(error)) => {
-                // A single line for a stretch that is no packets.
-                if in_sync {
-                    writeln!(out, "{at:016x}  {error:?}")?;
-                }
-                in_sync = false;
-                let rest = reader.rest();
-                let skip = ptflow_decoder::psb::next_psb(rest, 0).unwrap_or(rest.len()).max(1);
-                reader.reset_context();
-                reader.skip(skip);
+            Some(Err(_)) => {
+                // What was taken for a packet may have held the PSB's first bytes.
+                let psb = find_psb(pieces, here.back(PSB.len() - 1), end).unwrap_or(end);
+                skipped(out, &here, bytes_between(pieces, here.at(), psb))?;
+                here = reader(psb);
             }
         }
+    }
+}
+
+fn skipped(out: &mut impl Write, here: &Reader<'_, '_>, bytes: usize) -> std::io::Result<()> {
+    if bytes > 0 {
+        writeln!(out, "{:016x}  no packet: {bytes} bytes up to the next PSB", here.offset().0)
+    } else {
+        Ok(())
     }
 }
 
@@ -157,5 +177,40 @@ impl<'n> Names<'n> {
     fn symbol(&self, image: ImageId, svma: Svma) -> Option<(&'n str, u64)> {
         let range = self.images.get(image)?.function_range(svma)?;
         Some((self.functions.get(range.function), svma.0 - range.start.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ptflow_decoder::stream::Piece;
+    use ptflow_decoder::units::AuxOffset;
+
+    /// What comes before the first PSB is no packet, even where it could be read as one; a packet that a PSB cut off has
+    /// taken its first half.
+    #[test]
+    fn packets_begin_at_psbs() {
+        let mut bytes = vec![0x04, 0x04];
+        bytes.extend_from_slice(&PSB);
+        bytes.extend_from_slice(&[0x02, 0x23, 0x02, 0xc3, 0x88]);
+        bytes.extend_from_slice(&PSB);
+        let (front, rear) = bytes.split_at(30);
+        let piece = |offset, bytes, break_before| Piece {
+            offset: AuxOffset(offset),
+            bytes,
+            break_before,
+            reference: None,
+        };
+        let trace = TraceStream { pieces: vec![piece(0, front, Some(Break::Start)), piece(30, rear, None)] };
+        let mut out = Vec::new();
+        stretch(&mut out, &trace, 0, Break::Start).expect("memory");
+        let expected = "\
+0000000000000000  no packet: 2 bytes up to the next PSB
+0000000000000002  psb
+0000000000000012  psbend
+0000000000000014  mnt        8202820282028202
+0000000000000017  psb
+";
+        assert_eq!(String::from_utf8_lossy(&out), expected);
     }
 }

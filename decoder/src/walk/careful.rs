@@ -9,7 +9,7 @@ use super::{PsbPlus, Walker};
 use crate::ledger::LossReason;
 use crate::packet::lexer::LexError;
 use crate::packet::{IpBytes, IpPayload, LastIp, Packet};
-use crate::plan::find;
+use crate::plan::find_psb;
 use crate::profile::EdgeKind;
 use crate::psb::PSB;
 use crate::reader::bytes_between;
@@ -133,7 +133,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         let at = self.reader.at();
         let before = self.reader.back(PSB.len() - 1);
         let pieces = &self.context.stream.pieces;
-        match find(pieces, before, self.end) {
+        match find_psb(pieces, before, self.end) {
             Some(psb) if psb < at => {
                 self.lose_bytes(LossReason::BadPacket, 0);
                 let rest = PSB.len().saturating_sub(bytes_between(pieces, psb, at));
