@@ -8,17 +8,22 @@ use kit::rng::Rng;
 use kit::scenario::{Scenario, Wants};
 use kit::truth::Rows;
 
-/// Decodes one recording in many ways and holds each to the truth.
+/// Records one run and holds the decoder to it.
 #[track_caller]
 fn check(seed: u64, wants: Wants) {
-    let scenario = Scenario::record(seed, wants);
+    check_recording(seed, wants, &Scenario::record(seed, wants));
+}
+
+/// Decodes one recording in many ways and holds each to the truth.
+#[track_caller]
+fn check_recording(seed: u64, wants: Wants, scenario: &Scenario) {
     let rng = &mut Rng::new(!seed);
-    let subject = Subject::new(&scenario.program, &scenario.config, |_| true);
+    let subject = Subject::over_time(scenario);
     let (rows, instructions) = (scenario.truth.rows(), scenario.truth.instructions());
     let bytes = scenario.trace.len() as u64;
     for engine in ENGINES {
         let how = How::random(engine, rng);
-        let cuts = cuts(&scenario, rng);
+        let cuts = cuts(scenario, rng);
         let stream = pieces(&scenario.trace, &cuts);
         let name = format!("seed {seed}, {wants:?}, {how:?}, cut at {cuts:?}");
 
@@ -114,10 +119,12 @@ fn processes_share_what_was_learned_of_an_image() {
         let wants = Wants { style, ..Wants::default() };
         let mut programs = vec![Program::random(Style { patched, ..style }, rng)];
         for process in 0..rng.between(1, 3) {
-            programs.push(programs[process].elsewhere(rng));
+            programs.push(programs[process].elsewhere(0x1_0000, rng));
         }
-        let processes: Vec<Scenario> =
-            programs.into_iter().map(|program| Scenario::record_of(program, wants, rng)).collect();
+        let processes: Vec<Scenario> = programs
+            .into_iter()
+            .map(|program| Scenario::record_of(program, Vec::new(), wants, rng))
+            .collect();
         let subjects: Vec<Subject<'_>> = (processes.iter())
             .map(|process| Subject::new(&process.program, &process.config, |_| true))
             .collect();
@@ -133,5 +140,21 @@ fn processes_share_what_was_learned_of_an_image() {
             let wrong = difference(&profile.rows, &rows);
             assert!(wrong.is_empty(), "seed {seed}, {how:?}: rows\n{wrong}");
         }
+    }
+}
+
+#[test]
+fn memory_changes_over_time() {
+    for seed in seeds(200) {
+        let rng = &mut Rng::new(seed);
+        let style =
+            Style { cross: seed % 2 == 0, twice: seed % 5 == 1, patched: seed % 3 == 0, ..Style::default() };
+        let wants = Wants { style, overflows: seed % 4 == 3, ..Wants::default() };
+        let program = Program::random(style, rng);
+        let mut later = vec![program.elsewhere(40, rng)];
+        for turn in 0..rng.below(3) {
+            later.push(later[turn].elsewhere(40, rng));
+        }
+        check_recording(seed, wants, &Scenario::record_of(program, later, wants, rng));
     }
 }

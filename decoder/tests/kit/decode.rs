@@ -2,6 +2,7 @@
 
 use super::program::{Image, Program};
 use super::rng::Rng;
+use super::scenario::Scenario;
 use super::truth::{Row, Rows, What};
 use ptflow_decoder::config::PtConfig;
 use ptflow_decoder::image::{
@@ -100,13 +101,16 @@ impl<'m> Subject<'m> {
             let code = if keep(index) { CodeImage::new(vec![region]) } else { CodeImage::default() };
             images.push(code.with_functions(functions(image, index)));
         }
-        let space = AddressSpace::new(program.mapped.iter().map(|mapped| Mapping {
-            start: Ip(mapped.start),
-            end: Ip(mapped.end),
-            image: ImageId(mapped.image as u32),
-            svma: Svma(mapped.svma),
-        }));
-        Self { images, spaces: AddressSpaces::constant(space), config: config.clone() }
+        Self { images, spaces: AddressSpaces::constant(space(program)), config: config.clone() }
+    }
+
+    /// All programs of a recording, one after the other in the same memory; the last one has all images.
+    pub fn over_time(scenario: &'m Scenario) -> Self {
+        let last = scenario.later.last().map_or(&scenario.program, |later| &later.1);
+        let first = [(Tsc(0), space(&scenario.program))];
+        let later = scenario.later.iter().map(|(since, program)| (Tsc(*since), space(program)));
+        let spaces = AddressSpaces::new(first.into_iter().chain(later).collect());
+        Self { spaces, ..Self::new(last, &scenario.config, |_| true) }
     }
 
     fn context<'a>(&'a self, stream: &'a TraceStream<'m>) -> Context<'a, 'm> {
@@ -167,6 +171,16 @@ impl<'m> Subject<'m> {
         );
         Flow { log, units, ledgers: ledgers.expect("the fold never fails"), instructions, times }
     }
+}
+
+/// A program as it lies in memory.
+fn space(program: &Program) -> AddressSpace {
+    AddressSpace::new(program.mapped.iter().map(|mapped| Mapping {
+        start: Ip(mapped.start),
+        end: Ip(mapped.end),
+        image: ImageId(mapped.image as u32),
+        svma: Svma(mapped.svma),
+    }))
 }
 
 /// Functions of some bytes each, with room between.

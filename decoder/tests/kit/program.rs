@@ -380,9 +380,10 @@ impl Program {
         }
     }
 
-    /// The same program in another process: elsewhere, in other parts, and perhaps with instructions replaced.
-    pub fn elsewhere(&self, rng: &mut Rng) -> Self {
-        let delta = rng.below(0x1_0000) as u64;
+    /// The same program in another process, or later: up to so many bytes on, in other parts, and perhaps with
+    /// instructions replaced.
+    pub fn elsewhere(&self, bytes: usize, rng: &mut Rng) -> Self {
+        let delta = rng.below(bytes) as u64;
         let moved = |op: Op| match op {
             Op::Jcc { target } => Op::Jcc { target: target + delta },
             Op::Jmp { target } => Op::Jmp { target: target + delta },

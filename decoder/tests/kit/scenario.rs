@@ -28,7 +28,9 @@ pub struct Wants {
 
 /// A recording.
 pub struct Scenario {
+    /// The program, as it lies in memory from a time on.
     pub program: Program,
+    pub later: Vec<(u64, Program)>,
     pub config: PtConfig,
     pub habits: Habits,
     pub trace: Vec<u8>,
@@ -65,6 +67,9 @@ struct Rates {
 struct Recording<'p, 'r> {
     machine: Machine<'p>,
     program: &'p Program,
+    /// What lies in memory later, and since when the one at hand does.
+    later: &'p [Program],
+    turns: Vec<u64>,
     tracer: Tracer,
     truth: Truth,
     rng: &'r mut Rng,
@@ -82,12 +87,14 @@ impl Scenario {
     pub fn record(seed: u64, wants: Wants) -> Self {
         let rng = &mut Rng::new(seed);
         let program = Program::random(wants.style, rng);
-        Self::record_of(program, wants, rng)
+        Self::record_of(program, Vec::new(), wants, rng)
     }
 
-    /// A run of a program.
-    pub fn record_of(program: Program, wants: Wants, rng: &mut Rng) -> Self {
+    /// A run of a program, which other programs may follow in the same memory.
+    pub fn record_of(program: Program, later: Vec<Program>, wants: Wants, rng: &mut Rng) -> Self {
         let mut habits = Habits::random(rng);
+        // Crystal ticks that come at random make time run ahead: then nobody can tell which program is there.
+        habits.mtc &= later.is_empty();
         if wants.no_deferred_tips {
             habits.defer = 0;
         }
@@ -96,6 +103,8 @@ impl Scenario {
         let mut recording = Recording {
             machine: Machine::new(&program, start),
             program: &program,
+            later: &later,
+            turns: Vec::new(),
             tracer: Tracer::new(habits, rng),
             truth: Truth::default(),
             filters: filters.clone(),
@@ -115,7 +124,7 @@ impl Scenario {
             rng,
         };
         recording.run();
-        let Recording { tracer, truth, psbs, restarts, .. } = recording;
+        let Recording { tracer, truth, psbs, restarts, turns, .. } = recording;
         let config = PtConfig {
             ret_compression: habits.ret_compression,
             mtc: true,
@@ -127,7 +136,8 @@ impl Scenario {
             ..PtConfig::default()
         };
         let Tracer { wire: Wire { bytes: trace, starts, .. }, proofs, .. } = tracer;
-        Self { program, config, habits, trace, starts, truth, psbs, restarts, proofs }
+        let later = turns.into_iter().zip(later).collect();
+        Self { program, later, config, habits, trace, starts, truth, psbs, restarts, proofs }
     }
 }
 
@@ -338,6 +348,14 @@ impl Recording<'_, '_> {
     /// Tracing is off, and goes on again.
     fn off(&mut self) {
         let mut calls = self.rng.percent(50);
+        if let Some((next, later)) = self.later.split_first()
+            && self.rng.percent(20)
+        {
+            (self.program, self.later) = (next, later);
+            self.machine = Machine::new(next, next.any_entry(self.rng));
+            self.turns.push(self.tracer.turn_of_time());
+            calls = true;
+        }
         if self.rng.permille(self.rates.psb * 2) {
             self.psb(false);
         }

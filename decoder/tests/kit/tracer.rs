@@ -173,10 +173,18 @@ impl Tracer {
         }
     }
 
+    /// A TSC packet behind a moment that no packet before it has reached. Gives that moment.
+    pub fn turn_of_time(&mut self) -> u64 {
+        let turn = self.tsc + 1;
+        self.tsc = turn + self.rng.next() % 10_000;
+        self.wire.tsc(self.tsc);
+        turn
+    }
+
     /// Packets that may stand in the middle of an event.
     fn between(&mut self) {
         self.cyc();
-        if self.rng.percent(10) {
+        if self.habits.mtc && self.rng.percent(10) {
             self.ctc += 8;
             self.wire.mtc((self.ctc >> 3) as u8);
         }
