@@ -40,8 +40,6 @@ pub struct Case {
     /// Why libipt is no judge here.
     #[cfg_attr(not(feature = "oracle"), allow(dead_code, reason = "only the oracle asks"))]
     pub libipt: Option<String>,
-    /// Why the text does not hold where every PSB begins a unit of its own.
-    pub units: Option<String>,
 }
 
 const SECTIONS: [&str; 5] = ["code", "trace", "flow", "losses", "times"];
@@ -60,7 +58,6 @@ impl Case {
             ends: false,
             times: Vec::new(),
             libipt: None,
-            units: None,
         };
         let mut section = "";
         for (number, line) in text.lines().enumerate() {
@@ -116,7 +113,6 @@ impl Case {
                 self.mode32 = hex(start)?..hex(end)?;
             }
             ("libipt", ["differs:", ..]) => self.libipt = Some(words[1..].join(" ")),
-            ("units", ["differ:", ..]) => self.units = Some(words[1..].join(" ")),
             _ => return None,
         }
         Some(())
