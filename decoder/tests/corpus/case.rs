@@ -38,7 +38,7 @@ pub struct Case {
     /// The stream ends with the trace: no padding behind.
     pub ends: bool,
     /// Why libipt is no judge here.
-    #[cfg_attr(not(feature = "oracle"), allow(dead_code, reason = "only the oracle asks"))]
+    #[allow(dead_code, reason = "only the oracle asks")]
     pub libipt: Option<String>,
 }
 
@@ -153,6 +153,30 @@ impl Case {
     /// The address that a word of the text means: a label, or digits.
     pub fn address(&self, word: &str) -> Option<u64> {
         self.labels.iter().find(|(label, _)| label == word).map(|(_, addr)| *addr).or_else(|| hex(word))
+    }
+
+    /// The addresses of all instructions that the flow runs through.
+    pub fn instructions(&self) -> Vec<u64> {
+        let next = |addr: u64| {
+            self.listing.iter().find(|line| line.addr == addr).map(|line| addr + line.bytes.len() as u64)
+        };
+        let (mut all, mut here) = (Vec::new(), None);
+        for line in &self.flow {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let count: usize = words[0].parse().unwrap_or(0);
+            while all.len() < count {
+                let Some(addr) = here else { break };
+                all.push(addr);
+                here = next(addr);
+            }
+            match words[1..] {
+                ["sync" | "on", at, ..] => here = self.address(at),
+                ["off", ..] => {}
+                [_, _, "->", to, ..] => here = self.address(to),
+                _ => {}
+            }
+        }
+        all
     }
 
     pub fn check_packets(&self) -> String {
