@@ -219,6 +219,11 @@ impl Case {
                     writeln!(complaint, "{:x}: {len:?} bytes long; expected {}", line.addr, line.bytes.len());
             }
         }
+        // The flow's counts are those of a walk through the listing.
+        let walked = self.instructions().len();
+        if self.flow.last().and_then(|line| line.split(' ').next()?.parse().ok()) != Some(walked) {
+            let _ = writeln!(complaint, "the listing has {walked} instructions on the flow's way");
+        }
         complaint
     }
 }
