@@ -24,7 +24,7 @@ const ERRORS: &str = "it counts other instructions around an error";
 const ERRATUM: &str = "it does not know the erratum";
 
 /// Texts on which perf (6.1) finds other instructions, and why.
-const OTHER: [(&str, &str); 31] = [
+const OTHER: [(&str, &str); 32] = [
     ("bad-ip", ERRORS),
     ("bad-ip-bytes", ERRORS),
     ("bad-packet", ERRORS),
@@ -34,6 +34,7 @@ const OTHER: [(&str, &str); 31] = [
     ("class-vm-entry", "it takes non-root mode for another machine"),
     ("event-next-ip", "it counts the branch as executed"),
     ("loop-endless", ERRORS),
+    ("loop-endless-tnt", ERRORS),
     ("mode-change", "it takes the mode from the image, not from MODE.Exec"),
     ("no-image-stack", ERRORS),
     ("off-cr3", "it does not look for MOV CR3 at TIP.PGD"),
