@@ -47,6 +47,7 @@ pub fn compare(
             images: &images,
             spaces: &spaces,
             config: &capture.config,
+            owners: &[],
         })
         .collect();
     let mut truths = Vec::new();

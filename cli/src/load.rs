@@ -3,11 +3,13 @@
 use crate::args::Common;
 use anyhow::{Context as _, bail};
 use ptflow_decoder::image::{AddressSpaces, Images};
+use ptflow_decoder::owners::{Change, Owner, ThreadId, changes};
 use ptflow_decoder::run::Options;
 use ptflow_decoder::walk::{Context, Engine};
 use ptflow_perf_import::images::{ImageFile, ImageSearch, ImageStore, Status};
 use ptflow_perf_import::streams::PtStream;
-use ptflow_perf_import::{Capture, PerfFile, Pid};
+use ptflow_perf_import::{Capture, PerfFile, Pid, Tid};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -20,6 +22,15 @@ pub struct Loaded<'m> {
     /// The streams asked for, as indices into the capture's.
     chosen: Vec<usize>,
     spaces: BTreeMap<Option<Pid>, AddressSpaces>,
+    nothing_mapped: AddressSpaces,
+    wanted: Wanted,
+}
+
+/// What of a CPU's stream is asked for.
+#[derive(Clone, PartialEq, Eq, Default)]
+struct Wanted {
+    thread: Option<u32>,
+    process: Option<String>,
 }
 
 impl<'m> Loaded<'m> {
@@ -39,9 +50,12 @@ impl<'m> Loaded<'m> {
         let spaces = chosen
             .iter()
             .map(|index| capture.streams[*index].pid)
+            .chain(capture.schedules.threads.iter().map(|(pid, _)| Some(*pid)))
             .map(|pid| (pid, pid.map(|pid| store.address_spaces(pid)).unwrap_or_default()))
             .collect();
-        let this = Self { capture, store, chosen, spaces };
+        let wanted = Wanted { thread: args.thread, process: args.process.clone() };
+        let nothing_mapped = AddressSpaces::default();
+        let this = Self { capture, store, chosen, spaces, wanted, nothing_mapped };
         if !args.quiet {
             this.warn();
         }
@@ -87,16 +101,52 @@ impl<'m> Loaded<'m> {
         self.streams().map(|stream| stream.trace.len()).sum()
     }
 
-    /// What the decoder needs of each stream.
-    pub fn contexts<'a>(&'a self, images: &'a Images<'a>) -> Vec<Context<'a, 'a>> {
-        self.streams()
-            .map(|stream| Context {
-                stream: &stream.trace,
-                images,
-                spaces: &self.spaces[&stream.pid],
-                config: &self.capture.config,
-            })
-            .collect()
+    /// What the decoder needs of each stream; [`Self::owners`] says whose the streams of CPUs are.
+    pub fn contexts<'a>(
+        &'a self,
+        images: &'a Images<'a>,
+        owners: &'a [Vec<Owner<'a>>],
+    ) -> Vec<Context<'a, 'a>> {
+        let context = |(stream, owners): (&'a PtStream<'m>, &'a Vec<Owner<'a>>)| Context {
+            stream: &stream.trace,
+            images,
+            spaces: &self.spaces[&stream.pid],
+            config: &self.capture.config,
+            owners,
+        };
+        self.streams().zip(owners).map(context).collect()
+    }
+
+    /// Whose each stream is, where it is a CPU's: this looks into the trace.
+    pub fn owners(&self, pool: &rayon::ThreadPool) -> Vec<Vec<Owner<'_>>> {
+        let streams: Vec<&PtStream<'m>> = self.streams().collect();
+        pool.install(|| streams.par_iter().map(|stream| self.owners_of(stream)).collect())
+    }
+
+    fn owners_of(&self, stream: &PtStream<'m>) -> Vec<Owner<'_>> {
+        let schedules = &self.capture.schedules;
+        let Some(schedule) = stream.cpu.and_then(|cpu| schedules.of(cpu)) else { return Vec::new() };
+        let owner = |change: Change| {
+            let Running { spaces, wanted, .. } = self.running(change.thread);
+            Owner { from: change.from, thread: change.thread, spaces, wanted }
+        };
+        changes(&stream.trace, &self.capture.config, schedule).into_iter().map(owner).collect()
+    }
+
+    /// What is known of a thread of a CPU's stream.
+    pub fn running(&self, thread: Option<ThreadId>) -> Running<'_> {
+        let task = thread.and_then(|thread| self.capture.schedules.thread(thread));
+        Running {
+            task,
+            spaces: self.spaces.get(&task.map(|task| task.0)).unwrap_or(&self.nothing_mapped),
+            wanted: task.map_or(self.wanted == Wanted::default(), |task| self.is_wanted(task)),
+        }
+    }
+
+    /// The thread is asked for.
+    fn is_wanted(&self, (pid, tid): (Pid, Tid)) -> bool {
+        self.wanted.thread.is_none_or(|wanted| wanted == tid.0)
+            && self.wanted.process.as_ref().is_none_or(|wanted| is_process(&self.capture, pid, wanted))
     }
 
     /// The address spaces of the one process whose streams were chosen.
@@ -114,6 +164,16 @@ impl<'m> Loaded<'m> {
             }
         }
     }
+}
+
+/// A thread of a CPU's stream.
+pub struct Running<'l> {
+    /// Process and thread, where they are known.
+    pub task: Option<(Pid, Tid)>,
+    /// What the process had mapped.
+    pub spaces: &'l AddressSpaces,
+    /// It is asked for.
+    pub wanted: bool,
 }
 
 /// So many missing images are named one by one.
@@ -136,15 +196,21 @@ fn complaint(file: &ImageFile) -> Option<String> {
     }
 }
 
+/// True where a stream may hold what is asked for. A CPU's may hold any thread's.
 fn is_chosen(capture: &Capture<'_>, stream: &PtStream<'_>, args: &Common) -> bool {
-    let by_thread = args.thread.is_none_or(|tid| stream.tid.is_some_and(|own| own.0 == tid));
+    let is_shared = stream.cpu.is_some() && stream.tid.is_none();
+    let by_thread = args.thread.is_none_or(|tid| is_shared || stream.tid.is_some_and(|own| own.0 == tid));
     let by_cpu = args.cpu.is_none_or(|cpu| stream.cpu.is_some_and(|own| own.0 == cpu));
-    let by_process = args.process.as_ref().is_none_or(|wanted| {
-        let Some(pid) = stream.pid else { return false };
-        wanted.parse() == Ok(pid.0)
-            || capture.processes.get(pid).is_some_and(|process| process.comm == *wanted)
-    });
+    let by_process = args
+        .process
+        .as_ref()
+        .is_none_or(|wanted| is_shared || stream.pid.is_some_and(|pid| is_process(capture, pid, wanted)));
     by_thread && by_cpu && by_process
+}
+
+/// The process has that id, or that name.
+fn is_process(capture: &Capture<'_>, pid: Pid, wanted: &str) -> bool {
+    wanted.parse() == Ok(pid.0) || capture.processes.get(pid).is_some_and(|process| process.comm == *wanted)
 }
 
 /// Opens the capture that the arguments name; `-` is standard input.

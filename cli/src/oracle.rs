@@ -82,7 +82,9 @@ fn each_session(
     images: &Images<'_>,
     mut ask: impl FnMut(Session<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    for context in loaded.contexts(images) {
+    // libipt is told of one address space a stream: those of CPUs are not for it.
+    let owners = vec![Vec::new(); loaded.streams().count()];
+    for context in loaded.contexts(images, &owners) {
         let Some((_, space)) = context.spaces.versions().last() else { continue };
         let sections: Vec<FileSection> = loaded
             .store

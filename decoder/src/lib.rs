@@ -18,6 +18,7 @@ pub mod jobs;
 pub mod ledger;
 #[cfg(feature = "oracle")]
 pub mod oracle;
+pub mod owners;
 pub mod packet;
 mod placement;
 pub mod plan;

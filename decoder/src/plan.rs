@@ -107,7 +107,7 @@ fn cut_stretch(
 }
 
 /// The position some bytes on, or the end.
-fn advance(pieces: &[Piece<'_>], mut at: Position, end: Position, mut bytes: usize) -> Position {
+pub(crate) fn advance(pieces: &[Piece<'_>], mut at: Position, end: Position, mut bytes: usize) -> Position {
     loop {
         let left = pieces[at.piece].bytes.len() - at.byte;
         if bytes < left {

@@ -40,13 +40,21 @@ pub struct Counts {
 pub fn count(contexts: &[Context<'_, '_>], options: &Options<'_>) -> Counts {
     let Plan { units, mut ledgers } = plan(contexts.iter().map(|context| context.stream), options.unit_bytes);
     let next = AtomicUsize::new(0);
+    // Counts are the graph's, which knows no threads: what is not wanted goes to one that is thrown away.
+    let all_wanted = contexts.iter().flat_map(|context| context.owners).all(|owner| owner.wanted);
     let workers = options.pool.broadcast(|_| {
         let mut graph = Graph::new();
+        let mut unwanted = (!all_wanted).then(Graph::new);
         let mut done = Vec::new();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(unit) = units.get(index) else { break };
-            let result = walk(contexts, unit, &mut graph, &mut CountOnly, options.engine);
+            let mut sink = CountOnly;
+            let mut walker = walker(contexts, unit, &mut graph, &mut sink, options.engine);
+            if let Some(unwanted) = &mut unwanted {
+                walker = walker.with_unwanted(unwanted);
+            }
+            let result = walker.run();
             (options.progress)(unit.bytes);
             done.push((index, result.ledger));
         }
@@ -95,7 +103,7 @@ pub fn in_order<S: Sink + Send, E>(
                     let graph = graphs.lock().unwrap_or_else(PoisonError::into_inner).pop();
                     let mut graph = graph.unwrap_or_default();
                     let mut sink = new_sink(unit);
-                    let result = walk(contexts, unit, &mut graph, &mut sink, options.engine);
+                    let result = walker(contexts, unit, &mut graph, &mut sink, options.engine).run();
                     (options.progress)(unit.bytes);
                     graphs.lock().unwrap_or_else(PoisonError::into_inner).push(graph);
                     // The receiver is gone only when the fold gave up.
@@ -114,14 +122,14 @@ pub fn in_order<S: Sink + Send, E>(
     Ok(sorted(ledgers))
 }
 
-fn walk<S: Sink>(
-    contexts: &[Context<'_, '_>],
+fn walker<'w, 'a, 'm, S: Sink>(
+    contexts: &[Context<'a, 'm>],
     unit: &Unit,
-    graph: &mut Graph,
-    sink: &mut S,
+    graph: &'w mut Graph,
+    sink: &'w mut S,
     engine: Engine,
-) -> UnitResult {
-    Walker::new(contexts[unit.stream], graph, sink, engine, unit.from, unit.end).run()
+) -> Walker<'w, 'a, 'm, S> {
+    Walker::new(contexts[unit.stream], graph, sink, engine, unit.from, unit.end)
 }
 
 fn sorted(mut ledgers: Vec<Ledger>) -> Vec<Ledger> {

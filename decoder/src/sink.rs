@@ -7,6 +7,7 @@
 use crate::graph::{Graph, NodeId};
 use crate::image::FunctionAt;
 use crate::ledger::LossReason;
+use crate::owners::ThreadId;
 use crate::packet::Packet;
 use crate::profile::{CodeAddr, EdgeKind};
 
@@ -96,6 +97,12 @@ pub enum Off {
 /// Things that are no instruction's doing, or that interrupt the flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Event {
+    /// In a CPU's stream: what comes now is of this thread. Comes first in every unit that has an owner, and at every
+    /// change.
+    Owner {
+        /// The thread; `None` where it is not known.
+        thread: Option<ThreadId>,
+    },
     /// Flow is known to be here: the start of a unit (a PSB), or after a gap.
     Sync {
         /// Where.

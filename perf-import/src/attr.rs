@@ -58,6 +58,8 @@ pub mod flag {
 
 /// `PERF_TYPE_SOFTWARE`.
 pub const SOFTWARE: u32 = 1;
+/// `PERF_TYPE_TRACEPOINT`.
+pub const TRACEPOINT: u32 = 2;
 /// `PERF_COUNT_SW_DUMMY`: an event that counts nothing and carries the sideband.
 pub const SOFTWARE_DUMMY: u64 = 9;
 

@@ -1,12 +1,13 @@
 //! A capture: all that a perf.data says, but the code.
 
-use crate::attr::sample_type;
+use crate::attr::{TRACEPOINT, sample_type};
 use crate::features::{self, BuildId, bit};
 use crate::file::PerfFile;
 use crate::process::Processes;
 use crate::record::{Aux, Lost, LostSamples, PtInfo, Record, Sample, TimeConv, kind};
+use crate::schedule::{self, Schedules};
 use crate::settings;
-use crate::sideband::{Sideband, SwitchEvent};
+use crate::sideband::{Sideband, SwitchEvent, SwitchKind};
 use crate::streams::{AuxSums, PtStream, StreamBuilder};
 use crate::{Pid, Tid};
 use ptflow_decoder::config::PtConfig;
@@ -72,6 +73,8 @@ pub struct Capture<'m> {
     pub processes: Processes,
     /// Who came to a CPU and left it, in order of time.
     pub switches: Vec<SwitchEvent>,
+    /// For a trace by CPU: who ran when.
+    pub schedules: Schedules,
     /// The machine.
     pub machine: Machine,
     /// Records by type: how many.
@@ -88,13 +91,13 @@ impl<'m> Capture<'m> {
     /// Reads all records but no trace byte.
     pub fn read(file: &'m PerfFile) -> Result<Self, CaptureError> {
         let name = || file.path().display().to_string();
-        let mut walk = Walk::default();
+        let mut walk = Walk { sched_switch: sched_switch_config(file), ..Walk::default() };
         let mut records = file.records();
         for record in &mut records {
             walk.record(file, &record);
         }
-        let Walk { kinds, mut streams, info, time_conv, build_ids, sideband, branch_stacks, lost, time } =
-            walk;
+        let Walk { kinds, mut streams, info, time_conv, build_ids, lost, time, .. } = walk;
+        let Walk { sideband, sched_switches, branch_stacks, .. } = walk;
         let mut notes = file.notes().to_vec();
         if let Some(at) = records.first_damage() {
             notes.push(match records.skipped() {
@@ -116,7 +119,21 @@ impl<'m> Capture<'m> {
             .chain(build_ids)
             .map(|entry| (entry.filename, entry.id))
             .collect();
-        let (processes, switches) = sideband.finish(file.events(), &build_ids);
+        let (processes, mut switches) = sideband.finish(file.events(), &build_ids);
+        switches.extend(sched_switches);
+        switches.sort_by_key(|switch| switch.time);
+        let machine = machine(file);
+        let event = file.events().iter().find(|event| has_pt && event.attr.kind == info.pmu_type);
+        let event_config = event.map_or(0, |event| event.attr.config);
+        let mut config = settings::config(&info, time_conv.as_ref(), event_config, machine.cpuid.as_deref());
+        config.filters = settings::filters(&info.filter, &processes);
+        let schedules = match info.per_cpu {
+            true => {
+                let (aux, stops) = (streams.aux_records(), streams.follows_threads());
+                schedule::schedules(&switches, aux, &processes, config.time, stops)
+            }
+            false => Schedules::default(),
+        };
         let mut streams = streams.finish();
         for stream in &mut streams {
             stream.pid = stream.tid.and_then(|tid| processes.process_of(tid));
@@ -124,11 +141,6 @@ impl<'m> Capture<'m> {
         if has_pt && branch_stacks.samples == 0 && streams.iter().all(|stream| stream.trace.is_empty()) {
             return Err(CaptureError::NoData(name()));
         }
-        let machine = machine(file);
-        let event = file.events().iter().find(|event| has_pt && event.attr.kind == info.pmu_type);
-        let event_config = event.map_or(0, |event| event.attr.config);
-        let mut config = settings::config(&info, time_conv.as_ref(), event_config, machine.cpuid.as_deref());
-        config.filters = settings::filters(&info.filter, &processes);
         Ok(Self {
             file,
             config,
@@ -138,6 +150,7 @@ impl<'m> Capture<'m> {
             branch_stacks,
             processes,
             switches,
+            schedules,
             machine,
             records: kinds,
             lost_records: lost,
@@ -177,6 +190,9 @@ struct Walk<'m> {
     time_conv: Option<TimeConv>,
     build_ids: Vec<BuildId<'m>>,
     sideband: Sideband<'m>,
+    /// The config of the tracepoint sched:sched_switch, where it was recorded.
+    sched_switch: Option<u64>,
+    sched_switches: Vec<SwitchEvent>,
     branch_stacks: BranchStackSums,
     lost: u64,
     time: Option<(u64, u64)>,
@@ -199,6 +215,14 @@ impl<'m> Walk<'m> {
     fn sample(&mut self, file: &'m PerfFile, record: &Record<'m>) {
         let Some((event, sample)) = file.events().sample(record) else { return };
         self.at(sample.time);
+        if event.attr.kind == TRACEPOINT
+            && self.sched_switch == Some(event.attr.config)
+            && let (Some(time), Some(next)) = (sample.time, sample.raw.and_then(schedule::sched_switch))
+        {
+            // The process is not told.
+            let what = SwitchKind::Out { preempted: false, next: Some((Pid(u32::MAX), next)) };
+            self.sched_switches.push(SwitchEvent { time, cpu: sample.cpu, task: sample.task, what });
+        }
         if event.attr.has(sample_type::BRANCH_STACK)
             && let Some(stack) = sample.branch_stack
         {
@@ -233,6 +257,14 @@ impl<'m> Walk<'m> {
             self.time = Some(self.time.map_or((at, at), |(from, to)| (from.min(at), to.max(at))));
         }
     }
+}
+
+fn sched_switch_config(file: &PerfFile) -> Option<u64> {
+    let events = features::event_desc(file.feature(bit::EVENT_DESC)?)?;
+    let named = |(attr, name, _): &(crate::attr::Attr, String, Vec<u64>)| {
+        attr.kind == TRACEPOINT && name.starts_with("sched:sched_switch")
+    };
+    events.iter().find(|event| named(event)).map(|(attr, ..)| attr.config)
 }
 
 fn machine(file: &PerfFile) -> Machine {

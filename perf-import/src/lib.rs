@@ -17,6 +17,7 @@ mod header;
 pub mod images;
 pub mod process;
 pub mod record;
+pub mod schedule;
 mod settings;
 pub mod sideband;
 pub mod streams;

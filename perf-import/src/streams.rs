@@ -122,6 +122,16 @@ impl<'m> StreamBuilder<'m> {
         }
     }
 
+    /// The AUX records, but for those of snapshots, with thread and CPU.
+    pub fn aux_records(&self) -> &[(Aux, Option<Tid>, Option<Cpu>)] {
+        &self.aux
+    }
+
+    /// True where the buffers are of threads that may run on any CPU, and not of CPUs.
+    pub fn follows_threads(&self) -> bool {
+        self.queues.values().flatten().any(|(info, _)| info.tid.is_some())
+    }
+
     pub fn finish(self) -> Vec<PtStream<'m>> {
         // Without trailers a record belongs to the only queue, if there is but one.
         let only = self.queues.len() == 1;

@@ -42,7 +42,8 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     let loaded = Loaded::new(&file, &args.common)?;
     let pool = load::pool(&args.common)?;
     let (images, functions) = loaded.store.images_with_functions();
-    let contexts = loaded.contexts(&images);
+    let owners = loaded.owners(&pool);
+    let contexts = loaded.contexts(&images, &owners);
     let cannot = || format!("cannot write {}", args.output.display());
     let output = SharedOutput(Rc::new(RefCell::new(Output::create(&args.output).with_context(cannot)?)));
     let timeline = timeline(format, gzip, output.clone());

@@ -4,7 +4,7 @@ use crate::args::{DumpArgs, DumpWhat, EngineChoice, Usage};
 use crate::load::{self, Loaded};
 use crate::progress::Progress;
 use anyhow::Context as _;
-use ptflow_decoder::image::{AddressSpace, Images};
+use ptflow_decoder::image::{AddressSpaces, Images};
 use ptflow_decoder::jobs::branches::{BranchList, Line};
 use ptflow_decoder::plan::find_psb;
 use ptflow_decoder::profile::CodeAddr;
@@ -106,7 +106,8 @@ fn branches(args: &DumpArgs, loaded: &Loaded<'_>, output: Output) -> anyhow::Res
     } else {
         (loaded.store.images(), FunctionNames::default())
     };
-    let contexts = loaded.contexts(&images);
+    let owners = loaded.owners(&pool);
+    let contexts = loaded.contexts(&images, &owners);
     let progress = Progress::new(loaded.bytes(), args.common.quiet || args.common.no_progress);
     let add = |bytes| progress.add(bytes);
     let mut options = load::options(&pool, engine, &add);
@@ -119,17 +120,23 @@ fn branches(args: &DumpArgs, loaded: &Loaded<'_>, output: Output) -> anyhow::Res
         |_| BranchList::default(),
         |unit, list, result| {
             let stream = loaded.stream(unit.stream);
-            let tid = stream.tid.map(|tid| tid.0);
-            let spaces: Vec<&AddressSpace> =
-                contexts[unit.stream].spaces.versions().iter().map(|version| &version.1).collect();
+            let mut tid = stream.tid.map(|tid| tid.0);
+            let mut spaces = contexts[unit.stream].spaces;
+            let mut wanted = true;
             let mut times = result.timeline.reader();
             for (mark, line) in &list.lines {
                 let ns = times
                     .at(mark.ordinal)
                     .and_then(|moment| loaded.capture.config.time.map(|time| time.to_ns(moment.tsc).0));
                 match line {
+                    Line::Owner(thread) => {
+                        let running = loaded.running(*thread);
+                        tid = running.task.map(|task| task.1.0);
+                        (spaces, wanted) = (running.spaces, running.wanted);
+                    }
+                    _ if !wanted => {}
                     Line::Transfer { kind, from, to, .. } => {
-                        let place = |addr: Option<CodeAddr>| addr.map(|addr| names.place(&spaces, addr));
+                        let place = |addr: Option<CodeAddr>| addr.map(|addr| names.place(spaces, addr));
                         writer.transfer(ns, tid, kind.name(), place(*from), place(*to))?;
                     }
                     Line::Gap { reason, bytes } => writer.gap(ns, tid, reason.name(), *bytes)?,
@@ -165,11 +172,11 @@ struct Names<'n> {
 }
 
 impl<'n> Names<'n> {
-    fn place(&self, spaces: &[&AddressSpace], addr: CodeAddr) -> Place<'n> {
+    fn place(&self, spaces: &AddressSpaces, addr: CodeAddr) -> Place<'n> {
         let Some(image) = addr.image else {
             return Place { address: (None, addr.addr), symbol: None };
         };
-        let runtime = spaces.iter().find_map(|space| space.avma(image, Svma(addr.addr)));
+        let runtime = spaces.versions().iter().find_map(|version| version.1.avma(image, Svma(addr.addr)));
         let symbol = self.symbols.then(|| self.symbol(image, Svma(addr.addr))).flatten();
         Place { address: (None, runtime.unwrap_or(Ip(addr.addr)).0), symbol }
     }

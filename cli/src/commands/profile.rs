@@ -31,7 +31,8 @@ pub fn run(args: &ProfileArgs) -> anyhow::Result<()> {
     };
     let pool = load::pool(&args.common)?;
     let images = loaded.store.images();
-    let contexts = loaded.contexts(&images);
+    let owners = loaded.owners(&pool);
+    let contexts = loaded.contexts(&images, &owners);
     let progress = Progress::new(loaded.bytes(), args.common.quiet || args.common.no_progress);
     let add = |bytes| progress.add(bytes);
     let counts = run::count(&contexts, &load::options(&pool, engine, &add));

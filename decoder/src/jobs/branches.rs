@@ -2,6 +2,7 @@
 
 use crate::graph::Exit;
 use crate::ledger::LossReason;
+use crate::owners::ThreadId;
 use crate::profile::{CodeAddr, EdgeKind};
 use crate::sink::{Branch, Event, Leave, Mark, Run, Sink};
 use crate::units::Svma;
@@ -20,6 +21,8 @@ pub enum Line {
         /// False for a conditional branch that fell through.
         taken: bool,
     },
+    /// What comes now is of this thread.
+    Owner(Option<ThreadId>),
     /// Flow was lost.
     Gap {
         /// Why.
@@ -88,6 +91,7 @@ impl Sink for BranchList {
     fn event(&mut self, event: Event, mark: Mark) {
         match event {
             Event::Sync { .. } | Event::Told { .. } => {}
+            Event::Owner { thread } => self.lines.push((mark, Line::Owner(thread))),
             Event::Enabled { at, resumes } => {
                 if !resumes {
                     self.transfer(mark, EdgeKind::Resume, None, Some(at.addr));

@@ -137,7 +137,7 @@ impl Sink for CallSteps {
             Event::Sync { at } => self.push(mark, Step::Sync { at }),
             Event::Enabled { at, .. } => self.push(mark, Step::On { at }),
             Event::Disabled { why, .. } => self.push(mark, Step::Off { why }),
-            Event::Told { .. } => {}
+            Event::Told { .. } | Event::Owner { .. } => {}
             // A traced handler runs on top of what it interrupted; its IRET is a far jump back into it.
             Event::Async { from, to } => self.push(mark, Step::Call { to, returns_to: from.addr }),
             Event::Gap { reason, begin, .. } => {

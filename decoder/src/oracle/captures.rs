@@ -106,7 +106,8 @@ fn decode(bundle: &Bundle) -> Found {
     };
     let stream = TraceStream { pieces: vec![piece] };
     let spaces = AddressSpaces::constant(space.clone());
-    let context = Context { stream: &stream, images: &images, spaces: &spaces, config: &bundle.config };
+    let context =
+        Context { stream: &stream, images: &images, spaces: &spaces, config: &bundle.config, owners: &[] };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool");
     let native = [Engine::Careful, Engine::Fast].map(|engine| {
         let mut counts =

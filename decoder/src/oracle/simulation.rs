@@ -352,7 +352,7 @@ proptest! {
             Piece { offset: AuxOffset(0), bytes: &cpu.trace, break_before: Some(Break::Start), reference: None };
         let stream = TraceStream { pieces: vec![piece] };
         let spaces = AddressSpaces::constant(space);
-        let context = Context { stream: &stream, images: &images, spaces: &spaces, config: &config };
+        let context = Context { stream: &stream, images: &images, spaces: &spaces, config: &config, owners: &[] };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         let in_image = cpu.rows(|addr| CodeAddr { image: Some(image), addr: addr - BASE + SVMA });
         for engine in [Engine::Careful, Engine::Fast, Engine::Interrupted(3)] {

@@ -338,6 +338,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
     /// Code without an image: the first target in known code is where the flow is known again.
     fn leave_unknown_code(&mut self, to: Ip) -> Used {
         self.take_mode();
+        self.choose_space();
         if self.code.has_code(to) {
             self.resume_from_unknown(to);
             Used::Yes

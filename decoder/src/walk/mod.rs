@@ -21,9 +21,10 @@ use crate::code::CodeView;
 use crate::config::PtConfig;
 use crate::errata::Errata;
 use crate::graph::Graph;
-use crate::image::{AddressSpaces, Images};
+use crate::image::{AddressSpace, AddressSpaces, Images};
 use crate::insn::Insn;
 use crate::ledger::{Ledger, Loss, LossReason};
+use crate::owners::Owner;
 use crate::packet::{ExecMode, Packet};
 use crate::profile::EdgeKind;
 use crate::reader::{Position, Reader};
@@ -32,7 +33,7 @@ use crate::stream::TraceStream;
 use crate::units::{AuxOffset, Ip};
 use cursor::{Cursor, Place};
 
-/// What a walk needs to know besides the bytes: of one stream, which belongs to one process.
+/// What a walk needs to know besides the bytes, of one stream.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a, 'm> {
     /// The trace.
@@ -43,6 +44,8 @@ pub struct Context<'a, 'm> {
     pub spaces: &'a AddressSpaces,
     /// How the trace was recorded.
     pub config: &'a PtConfig,
+    /// Of a CPU's stream: whose it is, in stream order; their address spaces count. Empty for a thread's stream.
+    pub owners: &'a [Owner<'a>],
 }
 
 /// Which walker does the work.
@@ -105,6 +108,10 @@ pub(crate) struct Walker<'w, 'a, 'm, S: Sink> {
     sink: &'w mut S,
     code: CodeView<'a, 'm>,
     space: usize,
+    /// Whose code runs: the last owner, of [`Context::owners`], whose stretch began.
+    owner: Option<usize>,
+    /// Takes the counts of what is not wanted.
+    unwanted: Option<&'w mut Graph>,
     cursor: Cursor,
     reader: Reader<'a, 'm>,
     end: Position,
@@ -139,16 +146,17 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
         from: Position,
         end: Position,
     ) -> Self {
-        static NO_SPACE: crate::image::AddressSpace = crate::image::AddressSpace::empty();
-        let versions = context.spaces.versions();
-        let space = versions.first().map_or(&NO_SPACE, |version| &version.1);
+        let owners_change = context.owners.iter().any(|owner| owner.spaces.versions().len() > 1);
+        let changes = context.spaces.versions().len() > 1 || owners_change;
         graph.forget_space();
         Self {
             context,
             graph,
             sink,
-            code: CodeView { images: context.images, space },
+            code: CodeView { images: context.images, space: first_space(context.spaces) },
             space: 0,
+            owner: None,
+            unwanted: None,
             cursor: Cursor::new(),
             reader: Reader::new(context.stream, from),
             end,
@@ -156,7 +164,7 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
             pending: Pending::default(),
             bound: Vec::new(),
             clock: Clock::new(context.config),
-            timed: S::CLOCK || versions.len() > 1,
+            timed: S::CLOCK || changes,
             mark: Mark::default(),
             ledger: Ledger::default(),
             loss: None,
@@ -168,9 +176,18 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
         }
     }
 
+    /// Counts what is not wanted apart.
+    pub fn with_unwanted(mut self, graph: &'w mut Graph) -> Self {
+        graph.forget_space();
+        self.unwanted = Some(graph);
+        self
+    }
+
     /// Walks the unit.
     pub fn run(mut self) -> UnitResult {
         self.clock.set_reference(self.reader.reference());
+        self.packet_at = self.reader.offset();
+        self.choose_owner();
         if !matches!(self.reader.peek(), Some(Ok((Packet::Psb, _)))) {
             // Behind a truncation: nothing from before it holds.
             self.cursor.last_ip_known = false;
@@ -213,18 +230,53 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
             && self.cursor.mode != ExecMode::Bits16
     }
 
-    /// Chooses the address space by the time that the last packet gave.
+    /// Chooses owner and address space, by the place and the time of the last packet.
     fn choose_space(&mut self) {
-        if !self.timed || self.context.spaces.versions().len() < 2 {
+        self.choose_owner();
+        let versions = self.context.spaces.versions();
+        if !self.timed || versions.len() < 2 {
             return;
         }
         let index = self.context.spaces.index_at(self.clock.now());
         if index != self.space {
-            self.cursor.stack.resolve(|node| self.graph.ip_of(node));
             self.space = index;
-            self.code.space = &self.context.spaces.versions()[index].1;
+            self.enter_space(&versions[index].1);
+        }
+    }
+
+    fn enter_space(&mut self, space: &'a AddressSpace) {
+        self.cursor.stack.resolve(|node| self.graph.ip_of(node));
+        self.code.space = space;
+        self.graph.forget_space();
+    }
+
+    /// Whose code the last packet is of. The CPU's own state (return stack, last IP, mode) goes on from thread to thread.
+    fn choose_owner(&mut self) {
+        let owners = self.context.owners;
+        let next = self.owner.map_or(0, |owner| owner + 1);
+        let begun = owners.get(next..).map_or(0, |rest| match rest.first() {
+            Some(first) if first.from <= self.packet_at => {
+                rest.partition_point(|owner| owner.from <= self.packet_at)
+            }
+            _ => 0,
+        });
+        if begun == 0 {
+            return;
+        }
+        let index = next + begun - 1;
+        let was_wanted = self.owner.is_none_or(|owner| owners[owner].wanted);
+        self.owner = Some(index);
+        let owner = &owners[index];
+        self.context.spaces = owner.spaces;
+        self.space = 0;
+        self.enter_space(first_space(owner.spaces));
+        if owner.wanted != was_wanted
+            && let Some(other) = &mut self.unwanted
+        {
+            std::mem::swap(&mut self.graph, other);
             self.graph.forget_space();
         }
+        self.sink.event(Event::Owner { thread: owner.thread }, self.mark);
     }
 
     /// Flow is lost here.
@@ -341,6 +393,11 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
         let addr = |ip: Ip| self.code.code_addr(ip);
         self.graph.count_single(kind, from.map(addr), to.map(addr), taken);
     }
+}
+
+fn first_space(spaces: &AddressSpaces) -> &AddressSpace {
+    static NO_SPACE: AddressSpace = AddressSpace::empty();
+    spaces.versions().first().map_or(&NO_SPACE, |version| &version.1)
 }
 
 impl Pending {

@@ -51,7 +51,7 @@ fn decode_as(code: &[u8], bytes: &[u8], engine: Engine, config: &PtConfig, unit_
     let piece = Piece { offset: AuxOffset(0), bytes, break_before: Some(Break::Start), reference: None };
     let stream = TraceStream { pieces: vec![piece] };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool");
-    let context = Context { stream: &stream, images: &images, spaces: &spaces, config };
+    let context = Context { stream: &stream, images: &images, spaces: &spaces, config, owners: &[] };
     let options = Options { pool: &pool, engine, unit_bytes, progress: &|_| {} };
     let counts = count(&[context], &options);
     let ledger = &counts.ledgers[0];

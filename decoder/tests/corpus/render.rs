@@ -97,6 +97,7 @@ impl Seen {
                 format!("told {packet} @ {}", place(at.map(|at| at.addr)))
             }
             Event::Gap { reason, .. } => format!("gap {}", reason.name()),
+            Event::Owner { thread } => format!("owner {thread:?}"),
         }
     }
 }

@@ -152,6 +152,7 @@ impl Subject<'_, '_> {
             images: self.images,
             spaces: self.spaces,
             config: &self.case.config,
+            owners: &[],
         }];
         let options = Options { pool: &POOL, engine, unit_bytes, progress: &|_| {} };
         let (mut flow, mut times, mut instructions) = (Vec::new(), Vec::new(), 0);

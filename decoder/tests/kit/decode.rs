@@ -114,7 +114,7 @@ impl<'m> Subject<'m> {
     }
 
     fn context<'a>(&'a self, stream: &'a TraceStream<'m>) -> Context<'a, 'm> {
-        Context { stream, images: &self.images, spaces: &self.spaces, config: &self.config }
+        Context { stream, images: &self.images, spaces: &self.spaces, config: &self.config, owners: &[] }
     }
 
     /// The profile of some streams of this process.
@@ -256,6 +256,8 @@ impl Sink for Recorder {
 
     fn event(&mut self, event: Event, mark: Mark) {
         let what = match event {
+            // Streams of these tests are one thread's.
+            Event::Owner { .. } => return,
             Event::Sync { at } => What::Sync { at: at.addr, psb: None },
             Event::Enabled { at, resumes } => What::Enabled { at: at.addr, resumes },
             Event::Disabled { from, to, why } => {

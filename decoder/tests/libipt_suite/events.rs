@@ -54,7 +54,7 @@ pub fn of_flow(event: &Event) -> Option<Words> {
         Event::Async { from, to } => Words::new("interrupt", &[("from", addr(from)), ("to", addr(to))]),
         Event::Gap { reason: LossReason::Overflow, .. } => Words::new("overflow", &[]),
         Event::Gap { .. } => Words::new("error", &[]),
-        Event::Sync { .. } | Event::Told { .. } => return None,
+        Event::Sync { .. } | Event::Told { .. } | Event::Owner { .. } => return None,
     })
 }
 

@@ -147,7 +147,8 @@ fn found(case: &Case, trace: &[u8], engine: Engine) -> Flow {
     let piece =
         Piece { offset: AuxOffset(0), bytes: trace, break_before: Some(Break::Start), reference: None };
     let stream = TraceStream { pieces: vec![piece] };
-    let context = Context { stream: &stream, images: &images, spaces: &spaces, config: &case.config };
+    let context =
+        Context { stream: &stream, images: &images, spaces: &spaces, config: &case.config, owners: &[] };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
     let options = Options { pool: &pool, engine, unit_bytes: 1 << 20, progress: &|_| {} };
     let mut walk = Walk {

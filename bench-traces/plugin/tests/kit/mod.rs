@@ -186,6 +186,7 @@ impl Recording {
                 images: &images,
                 spaces: &spaces,
                 config: &capture.config,
+                owners: &[],
             })
             .collect();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");

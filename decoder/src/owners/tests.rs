@@ -1,0 +1,277 @@
+use super::*;
+use crate::packet::encoder::encode;
+use crate::packet::{ExecMode, IpBytes, IpPayload, Packet};
+use crate::stream::{Break, Piece};
+use proptest::prelude::*;
+
+/// A CPU whose crystal ticks once in 100 TSC ticks and sends an MTC every 8 of them; TSC of 1 GHz, so ticks are
+/// nanoseconds.
+const TICKS: u64 = 100;
+const MTC: u64 = 8 * TICKS;
+const START: u64 = 1 << 30;
+
+fn config() -> PtConfig {
+    PtConfig {
+        mtc: true,
+        mtc_period: 3,
+        tsc_ctc_ratio: Some((TICKS as u32, 1)),
+        time: Some(crate::config::TscConversion { shift: 0, mult: 1, zero: 0 }),
+        ..PtConfig::default()
+    }
+}
+
+/// Writes a CPU's stream, and what is true of it.
+struct Cpu {
+    bytes: Vec<u8>,
+    now: u64,
+    next_psb: usize,
+    /// Where user code went on, and whose it was.
+    resumed: Vec<(u64, u32)>,
+    schedule: Schedule,
+}
+
+impl Cpu {
+    fn new(stops: bool) -> Self {
+        let schedule = Schedule { stops, ..Schedule::default() };
+        Self { bytes: Vec::new(), now: START, next_psb: 0, resumed: Vec::new(), schedule }
+    }
+
+    fn put(&mut self, packet: Packet) {
+        encode(&packet, &mut self.bytes);
+    }
+
+    fn time(&mut self) {
+        self.put(Packet::Tsc { tsc: self.now });
+        self.put(Packet::Tma { ctc: (self.now / TICKS) as u16, fast: (self.now % TICKS) as u16 });
+    }
+
+    fn pass(&mut self, ticks: u64) {
+        let until = self.now + ticks;
+        while self.now / MTC < until / MTC {
+            self.now = (self.now / MTC + 1) * MTC;
+            self.put(Packet::Mtc { ctc: (self.now / MTC) as u8 });
+        }
+        self.now = until;
+    }
+
+    fn psb_if_due(&mut self, ip: Option<u64>) {
+        if self.bytes.len() >= self.next_psb {
+            self.next_psb = self.bytes.len() + 400;
+            self.put(Packet::Psb);
+            self.time();
+            if let Some(ip) = ip {
+                self.put(Packet::Fup(IpPayload::with_form(IpBytes::Full, ip)));
+            }
+            self.put(Packet::PsbEnd);
+        }
+    }
+
+    /// User code goes on.
+    fn on(&mut self, thread: u32, restarts: bool) {
+        if restarts {
+            self.time();
+        }
+        self.put(Packet::ModeExec { mode: ExecMode::Bits64, interrupt_flag: true });
+        self.resumed.push((self.bytes.len() as u64, thread));
+        self.put(Packet::TipPge(IpPayload::with_form(IpBytes::Full, 0x40_1000)));
+    }
+
+    fn off(&mut self) {
+        self.put(Packet::TipPgd(IpPayload::SUPPRESSED));
+    }
+
+    /// A thread runs for so long, with a system call now and then.
+    fn run(&mut self, thread: u32, ticks: u64, syscalls: u64, restarts: bool) {
+        self.on(thread, restarts);
+        for _ in 0..syscalls {
+            self.pass(ticks / (syscalls + 1));
+            self.psb_if_due(Some(0x40_1000));
+            self.off();
+            self.pass(300);
+            self.psb_if_due(None);
+            self.on(thread, false);
+        }
+        self.pass(ticks / (syscalls + 1));
+        self.off();
+    }
+
+    fn switch(&mut self, to: Option<u32>, late: u64) {
+        self.schedule.turns.push(Turn { since: Tsc(self.now + late), thread: to.map(ThreadId) });
+    }
+
+    /// The kernel ends an AUX record here.
+    fn end(&mut self, thread: u32) {
+        let end = AuxOffset(self.bytes.len() as u64);
+        self.schedule.ends.push(RanUpTo { end, thread: ThreadId(thread) });
+    }
+
+    fn found(&self) -> Vec<Change> {
+        let piece = Piece {
+            offset: AuxOffset(0),
+            bytes: &self.bytes,
+            break_before: Some(Break::Start),
+            reference: Some(Tsc(START)),
+        };
+        changes(&TraceStream { pieces: vec![piece] }, &config(), &self.schedule)
+    }
+
+    /// Resumptions that are put to another thread than they were of.
+    fn wrong(&self) -> Vec<(u64, u32)> {
+        let found = self.found();
+        let owner = |at: u64| {
+            let begun = found.partition_point(|change| change.from.0 <= at);
+            begun.checked_sub(1).and_then(|last| found[last].thread)
+        };
+        self.resumed.iter().filter(|(at, thread)| owner(*at) != Some(ThreadId(*thread))).copied().collect()
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Slice {
+    thread: u32,
+    ticks: u64,
+    syscalls: u64,
+    late: u64,
+    idle: bool,
+}
+
+fn slices(shortest: u64, latest: u64) -> impl Strategy<Value = Vec<Slice>> {
+    let slice = (0..4u32, shortest..60_000, 0..6u64, 0..=latest, any::<bool>())
+        .prop_map(|(thread, ticks, syscalls, late, idle)| Slice { thread, ticks, syscalls, late, idle });
+    proptest::collection::vec(slice, 1..60)
+}
+
+fn write(slices: &[Slice], stops: bool, with_ends: bool) -> Cpu {
+    let mut cpu = Cpu::new(stops);
+    let mut late_until = 0;
+    for (index, slice) in slices.iter().enumerate() {
+        cpu.psb_if_due(None);
+        // Records are written in order.
+        let late = slice.late.max(late_until.max(cpu.now) - cpu.now);
+        late_until = cpu.now + late;
+        cpu.switch(Some(slice.thread), late);
+        // The kernel is on its way back to user code.
+        cpu.pass(if stops { 200 } else { slice.late + 200 });
+        cpu.run(slice.thread, slice.ticks, slice.syscalls, stops || index == 0);
+        cpu.pass(700);
+        if with_ends {
+            cpu.end(slice.thread);
+        }
+        if slice.idle {
+            cpu.switch(None, late_until.max(cpu.now) - cpu.now);
+            cpu.pass(5_000);
+        }
+    }
+    cpu.psb_if_due(None);
+    cpu
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    /// The tracer stops at every switch; records come after user code may have gone on.
+    #[test]
+    fn records_that_are_late(slices in slices(13_000, 10_000), with_ends: bool) {
+        prop_assert_eq!(write(&slices, true, with_ends).wrong(), []);
+    }
+
+    /// With the ends of AUX records, threads may come and go faster than their records.
+    #[test]
+    fn threads_that_run_for_a_moment(slices in slices(1_000, 10_000)) {
+        let slices: Vec<Slice> = slices
+            .iter()
+            .scan(None, |last, slice| {
+                let thread = if *last == Some(slice.thread) { (slice.thread + 1) % 4 } else { slice.thread };
+                *last = Some(thread);
+                Some(Slice { thread, idle: false, ..slice.clone() })
+            })
+            .collect();
+        prop_assert_eq!(write(&slices, true, true).wrong(), []);
+    }
+
+    /// The tracer runs through: records are from within the pause. Pauses are further apart than timing packets: no more
+    /// can be told.
+    #[test]
+    fn a_tracer_that_never_stops(slices in slices(14_000, 3_000)) {
+        prop_assert_eq!(write(&slices, false, false).wrong(), []);
+    }
+
+    /// Any bytes, any records: no panic, and changes in order.
+    #[test]
+    fn any_bytes(
+        bytes in proptest::collection::vec(prop_oneof![Just(0x02u8), Just(0x82), Just(0x23), any::<u8>()], 0..3000),
+        turns in proptest::collection::vec((any::<u64>(), proptest::option::of(0..3u32)), 0..200),
+        stops: bool,
+    ) {
+        let mut cpu = Cpu::new(stops);
+        cpu.psb_if_due(None);
+        cpu.bytes.extend(bytes);
+        let turn = |(since, thread): (u64, Option<u32>)| {
+            // Near and far.
+            let since = if since % 2 == 0 { START + since % 1_000_000 } else { since };
+            Turn { since: Tsc(since), thread: thread.map(ThreadId) }
+        };
+        cpu.schedule.turns = turns.into_iter().map(turn).collect();
+        cpu.schedule.turns.sort_by_key(|turn| turn.since);
+        let found = cpu.found();
+        prop_assert!(found.is_sorted_by_key(|change| change.from));
+    }
+}
+
+/// The kernel is traced too: a switch is where the kernel runs.
+#[test]
+fn with_the_kernel() {
+    let mut cpu = Cpu::new(false);
+    let kernel =
+        |cpu: &mut Cpu| cpu.put(Packet::Tip(IpPayload::with_form(IpBytes::Full, 0xffff_ffff_8100_0000)));
+    let user = |cpu: &mut Cpu, thread| {
+        cpu.resumed.push((cpu.bytes.len() as u64, thread));
+        cpu.put(Packet::Tip(IpPayload::with_form(IpBytes::Full, 0x40_1000)));
+    };
+    cpu.psb_if_due(None);
+    cpu.switch(Some(1), 0);
+    cpu.on(1, true);
+    cpu.pass(20_000);
+    kernel(&mut cpu);
+    cpu.pass(2_000);
+    user(&mut cpu, 1);
+    cpu.pass(20_000);
+    kernel(&mut cpu);
+    cpu.pass(1_000);
+    cpu.switch(Some(2), 0);
+    cpu.pass(2_000);
+    user(&mut cpu, 2);
+    cpu.pass(20_000);
+    kernel(&mut cpu);
+    assert_eq!(cpu.wrong(), []);
+    assert_eq!(cpu.found().len(), 2);
+}
+
+#[test]
+fn without_a_clock_the_ends_tell() {
+    let mut cpu = Cpu::new(true);
+    for thread in [1, 2, 2, 1] {
+        cpu.run(thread, 1_000, 2, false);
+        cpu.end(thread);
+    }
+    let untimed = PtConfig { tsc: false, ..config() };
+    let found = changes(&TraceStream::default(), &untimed, &cpu.schedule);
+    let ends: Vec<AuxOffset> = cpu.schedule.ends.iter().map(|end| end.end).collect();
+    let change = |from, thread| Change { from, thread: Some(ThreadId(thread)) };
+    assert_eq!(found, [change(AuxOffset(0), 1), change(ends[0], 2), change(ends[2], 1)]);
+}
+
+/// A long stretch without a switch is not looked at; what comes behind it is right all the same.
+#[test]
+fn long_stretches() {
+    let mut cpu = Cpu::new(true);
+    for round in 0..20 {
+        for thread in [3, 1, 2] {
+            cpu.psb_if_due(None);
+            cpu.switch(Some(thread), 9_000);
+            cpu.run(thread, 2_000_000, 50 + round, true);
+            cpu.end(thread);
+        }
+    }
+    assert_eq!(cpu.wrong(), []);
+}
