@@ -1,6 +1,6 @@
 //! Against libipt's own test suite, as `.ci/libipt-suite` compiles it: every packet, the flow and the times.
 //!
-//! `PTFLOW_LIBIPT_SUITE` names the folder. What libipt's tools must print is read from the suite's own files. Cases on
+//! It is the folder `libipt-suite` in the one that `PTFLOW_CAPTURES` names. What libipt's tools must print is read from the suite's own files. Cases on
 //! which we differ are listed here and explained in docs/LIBIPT.md; one that agrees must not be listed.
 
 mod case;
@@ -11,6 +11,7 @@ mod times;
 
 use case::Case;
 use std::fmt::Write as _;
+use std::path::Path;
 
 /// Cases in which libipt's flow is another; names without the CPU.
 const OTHER_FLOW: [&str; 22] = [
@@ -44,8 +45,10 @@ const OTHER_TIMES: [&str; 1] = ["tsc-tma-mtc-tsc"];
 
 /// Runs a check that gives its complaint, or `None` where the suite has no expectation.
 fn for_each_case(differ: &[&str], check: impl Fn(&Case) -> Option<String>) {
-    let Some(folder) = std::env::var_os("PTFLOW_LIBIPT_SUITE") else {
-        println!("skipped: PTFLOW_LIBIPT_SUITE names no folder with libipt's compiled suite");
+    let folder =
+        std::env::var_os("PTFLOW_CAPTURES").map(|captures| Path::new(&captures).join("libipt-suite"));
+    let Some(folder) = folder.filter(|folder| folder.is_dir()) else {
+        println!("skipped: PTFLOW_CAPTURES names no folder with libipt-suite in it");
         return;
     };
     let mut folders: Vec<_> =
