@@ -54,8 +54,8 @@ pub enum Exit {
     /// Leads into another image, or another part of this one, by a direct jump or call or straight on: consumes nothing,
     /// and what is there is looked up each time.
     Cross,
-    /// A direct call or link that leads round without end, or nearly so, with nothing on the way that needs the trace: only
-    /// an event can end it, which is the careful walker's.
+    /// A direct call or link that may lead round without end, or nearly so, with nothing on the way that needs the trace:
+    /// only an event can end it, which is the careful walker's.
     Endless,
     /// Anything that only the careful walker knows: far transfers, faults, missing code.
     Stop,
@@ -120,6 +120,8 @@ pub(crate) struct NodeInfo {
     /// Of a [`Exit::Cross`]: the transfer, if it is by one, and the address that it leads to, as if it were stated.
     pub cross: (Option<EdgeKind>, Svma),
     jumps: (u32, u32),
+    /// Consumes nothing at its end, and what is behind is known only where it is walked.
+    leads_on: bool,
     /// Instructions from the start on that need nothing from the trace; without end until the node is built.
     free: u32,
 }
@@ -193,6 +195,7 @@ impl Graph {
             last_function: function,
             cross: (None, start),
             jumps: (0, 0),
+            leads_on: false,
             free: u32::MAX,
         });
         id

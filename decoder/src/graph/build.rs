@@ -21,11 +21,12 @@ struct End {
     succ: [NodeId; 2],
     ret: NodeId,
     cross: (Option<EdgeKind>, Svma),
+    leads_on: bool,
 }
 
 impl End {
     fn at(exit: Exit) -> Self {
-        Self { exit, succ: [NOWHERE; 2], ret: NOWHERE, cross: (None, Svma(0)) }
+        Self { exit, succ: [NOWHERE; 2], ret: NOWHERE, cross: (None, Svma(0)), leads_on: false }
     }
 
     fn link(to: NodeId) -> Self {
@@ -33,13 +34,14 @@ impl End {
     }
 
     fn cross(by: Option<EdgeKind>, to: Svma) -> Self {
-        Self { cross: (by, to), ..Self::at(Exit::Cross) }
+        Self { cross: (by, to), leads_on: true, ..Self::at(Exit::Cross) }
     }
 }
 
 impl Graph {
-    /// Decodes a node's code, and that of all nodes that it leads to without the trace's help. Where that is a circle,
-    /// or nearly as long as one, none of them is walked by the fast walker.
+    /// Decodes a node's code, and that of all nodes that it leads to without the trace's help. Where that is a circle, or
+    /// may be one, or nearly as long as one, none of them is walked by the fast walker: both walkers then count the
+    /// same turns before they notice.
     #[cold]
     #[inline(never)]
     pub(crate) fn build(&mut self, code: &CodeView<'_, '_>, id: NodeId) {
@@ -49,8 +51,11 @@ impl Graph {
         let mut free = loop {
             self.build_one(code, at);
             chain.push(at);
-            if !self.nodes[at.0 as usize].exit.is_free() {
-                break 0;
+            match self.nodes[at.0 as usize].exit {
+                Exit::Call | Exit::Link => {}
+                // Whether that is a circle can be told only where it is walked.
+                Exit::Cross | Exit::Stop if self.info[at.0 as usize].leads_on => break u32::MAX,
+                _ => break 0,
             }
             at = self.nodes[at.0 as usize].succ[0];
             match self.nodes[at.0 as usize].exit {
@@ -107,8 +112,7 @@ impl Graph {
                 }
             }
             match jump {
-                // The code ends, or is none.
-                None if self.is_code(code, info.placement, at) => break End::at(Exit::Stop),
+                // The code ends here, or is none; perhaps there is other code.
                 None => break End::cross(None, at),
                 Some((kind, to)) if !self.is_code(code, info.placement, to) => {
                     break End::cross(Some(kind), to);
@@ -136,6 +140,7 @@ impl Graph {
         info.last_function = last_function;
         info.jumps = jumps;
         info.cross = end.cross;
+        info.leads_on = end.leads_on;
         let node = &mut self.nodes[id.0 as usize];
         node.exit = end.exit;
         node.succ = end.succ;
@@ -163,7 +168,7 @@ impl Graph {
                 return match (node_at(insn.next()), node_at(target)) {
                     (Some(ret), Some(to)) => End { succ: [to, NOWHERE], ret, ..End::at(Exit::Call) },
                     (Some(ret), None) => End { ret, ..End::cross(Some(EdgeKind::Call), Svma(target)) },
-                    (None, _) => End::at(Exit::Stop),
+                    (None, _) => End { leads_on: true, ..End::at(Exit::Stop) },
                 };
             }
             Class::CallInd => {
