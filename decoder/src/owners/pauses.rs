@@ -63,7 +63,7 @@ pub(super) fn find(
         if pieces[first].break_before != Some(Break::Start) {
             scan.breaks(pieces[first].offset);
         }
-        let psb = plan::find(pieces, start, end);
+        let psb = plan::find_psb(pieces, start, end);
         if pieces[first].break_before == Some(Break::AuxTruncated) {
             // Tracing started again on a whole packet.
             scan.clock.set_reference(pieces[first].reference);
@@ -73,7 +73,7 @@ pub(super) fn find(
         while let Some(at) = psb {
             // Behind this PSB itself.
             let behind = plan::advance(pieces, at, end, crate::psb::PSB.len());
-            let next = plan::find(pieces, behind, end);
+            let next = plan::find_psb(pieces, behind, end);
             let reader = Reader::new(stream, at);
             scan.begin_segment(&reader);
             let time = |at: Position| time_of(Reader::new(stream, at), config);
