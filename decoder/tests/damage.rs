@@ -6,7 +6,7 @@ mod kit;
 use kit::decode::{ENGINES, Flow, How, Profile, Subject, difference, pieces, show};
 use kit::program::{Program, Style};
 use kit::rng::Rng;
-use kit::scenario::{Scenario, Wants};
+use kit::scenario::{RestartPlace, Scenario, Wants};
 use kit::truth::{Rows, Truth, What, rows_of};
 use ptflow_decoder::ledger::{Loss, LossReason};
 use ptflow_decoder::profile::{CodeAddr, EdgeKind};
@@ -87,7 +87,7 @@ fn seeds(count: u64) -> impl Iterator<Item = u64> {
 
 /// Stretches of a trace. Each ends anywhere, and begins anywhere or at one of the `restarts`: there the AUX buffer was
 /// full.
-fn with_holes<'m>(trace: &'m [u8], restarts: &[usize], rng: &mut Rng) -> TraceStream<'m> {
+fn with_holes<'m>(trace: &'m [u8], restarts: &[RestartPlace], rng: &mut Rng) -> TraceStream<'m> {
     let mut pieces = Vec::new();
     let (mut at, mut why) = (0, Some(Break::Start));
     while at < trace.len() {
@@ -101,8 +101,8 @@ fn with_holes<'m>(trace: &'m [u8], restarts: &[usize], rng: &mut Rng) -> TraceSt
         (at, why) = match rng.below(3) {
             0 => (end, None),
             1 => (end + rng.below(200), Some(Break::Missing)),
-            _ => match restarts.iter().find(|restart| **restart >= end) {
-                Some(restart) => (*restart, Some(Break::AuxTruncated)),
+            _ => match restarts.iter().find(|restart| restart.offset >= end) {
+                Some(restart) => (restart.offset, Some(Break::AuxTruncated)),
                 None => (end, None),
             },
         };
@@ -123,7 +123,8 @@ fn layout(stream: &TraceStream<'_>) -> String {
     stream.pieces.iter().map(piece).collect::<Vec<_>>().join(", ")
 }
 
-/// What a decoder must find in the stretches that are left: all from the first PSB of each on that its packets prove.
+/// What a decoder must find in the stretches that are left: all from the first PSB of each on that its packets prove,
+/// and all from a restart on if its address stands alone.
 fn certain(scenario: &Scenario, stream: &TraceStream<'_>) -> Rows {
     let mut certain = Vec::new();
     let mut pieces = stream.pieces.iter().peekable();
@@ -132,10 +133,19 @@ fn certain(scenario: &Scenario, stream: &TraceStream<'_>) -> Rows {
         while let Some(next) = pieces.next_if(|next| next.break_before.is_none()) {
             to += next.bytes.len();
         }
-        let Some(psb) = scenario.psbs.iter().find(|psb| psb.offset >= from) else { continue };
+        let Some(mut begin) = scenario.psbs.iter().find(|psb| psb.offset >= from).map(|psb| psb.log) else {
+            continue;
+        };
+        // Without compressed returns nothing from before is needed.
+        let restart = scenario.restarts.iter().find(|restart| restart.offset == from && restart.is_whole);
+        if let Some(restart) = restart
+            && !scenario.habits.ret_compression
+        {
+            begin = begin.min(restart.log);
+        }
         let proofs = &scenario.proofs[..scenario.proofs.partition_point(|(end, _)| *end <= to)];
         let Some((_, proven)) = proofs.last() else { continue };
-        let log = &scenario.truth.log[psb.log.min(scenario.truth.log.len())..];
+        let log = &scenario.truth.log[begin.min(scenario.truth.log.len())..];
         // What is no instruction's doing comes behind the instruction of its number: only a later one proves it.
         certain.extend(log.iter().filter(|(_, number, what)| match what {
             What::Branch { .. } => number <= proven,

@@ -3,7 +3,7 @@
 use super::machine::Machine;
 use super::program::{Op, Program, Style};
 use super::rng::Rng;
-use super::tracer::{Habits, Tracer};
+use super::tracer::{Habits, Restart, Tracer};
 use super::truth::{Truth, What, code_addr};
 use super::wire::Wire;
 use ptflow_decoder::config::{Filter, PtConfig};
@@ -39,7 +39,7 @@ pub struct Scenario {
     pub truth: Truth,
     pub psbs: Vec<PsbPlace>,
     /// Where the buffer was switched: tracing starts again with the byte there.
-    pub restarts: Vec<usize>,
+    pub restarts: Vec<RestartPlace>,
     /// From which byte on the trace tells of all instructions up to which.
     pub proofs: Vec<(usize, u64)>,
 }
@@ -50,6 +50,16 @@ pub struct PsbPlace {
     pub offset: usize,
     /// How many entries of the true log lie before.
     pub log: usize,
+}
+
+/// Where tracing started again without a PSB.
+#[derive(Clone, Copy, Debug)]
+pub struct RestartPlace {
+    pub offset: usize,
+    /// How many entries of the true log lie before.
+    pub log: usize,
+    /// Its address does not refer to one before.
+    pub is_whole: bool,
 }
 
 /// How often things happen, in a thousand steps.
@@ -76,7 +86,7 @@ struct Recording<'p, 'r> {
     filters: Vec<Filter>,
     rates: Rates,
     psbs: Vec<PsbPlace>,
-    restarts: Vec<usize>,
+    restarts: Vec<RestartPlace>,
     torn_psbs: bool,
     /// `truth.retired` when the trace last told where control is: a way without outcomes from there must not come to an
     /// instruction twice, or nobody could say in which turn an event came.
@@ -219,10 +229,10 @@ impl Recording<'_, '_> {
     /// The buffer is full, or perf takes it away.
     fn restart(&mut self) {
         let (ip, mode) = (self.machine.ip, self.machine.mode());
-        let (offset, ratio) = self.tracer.restart(ip, mode, self.truth.retired);
-        self.restarts.push(offset);
+        let Restart { offset, ratio, is_whole } = self.tracer.restart(ip, mode, self.truth.retired);
         let at = self.at(ip);
         self.truth.note(What::Disabled { from: at, to: None, why: Off::Async });
+        self.restarts.push(RestartPlace { offset, log: self.truth.log.len(), is_whole });
         self.truth.note(What::Told { packet: format!("{:?}", Packet::Cbr { ratio }), at: None });
         self.truth.note(What::Enabled { at, resumes: false });
         self.known();
@@ -289,6 +299,14 @@ impl Recording<'_, '_> {
                     self.tracer.retire(&retired, number);
                 }
                 if !matches!(op, Op::Plain | Op::Ptwrite | Op::Jmp { .. } | Op::Call { .. }) {
+                    self.known();
+                }
+                if op == Op::Ptwrite && self.tracer.habits.ptwrite {
+                    let payload = self.rng.next() & 0xffff_ffff;
+                    self.tracer.executed(number, |wire| wire.ptw(payload, false, false));
+                    let packet = Packet::Ptw { payload, wide: false, ip: false };
+                    let at = Some(self.at(retired.from));
+                    self.truth.note(What::Told { packet: format!("{packet:?}"), at });
                     self.known();
                 }
             }
@@ -458,9 +476,8 @@ impl Recording<'_, '_> {
 
     /// Some packet that tells of something besides flow.
     fn tell(&mut self) {
-        let ip = self.machine.ip;
         let payload = self.rng.next();
-        match self.rng.below(7) {
+        match self.rng.below(10) {
             0 => self.told(|wire| wire.cbr(payload as u8), Packet::Cbr { ratio: payload as u8 }, None),
             1 => {
                 let cr3 = payload & 0xf_ffff_ffff_ffe0;
@@ -470,25 +487,71 @@ impl Recording<'_, '_> {
                 let base = payload & 0xf_ffff_ffff_f000;
                 self.told(|wire| wire.vmcs(base), Packet::Vmcs { base }, None);
             }
-            3 => self.bound(ip, |wire| wire.exstop(true), Packet::ExStop { ip: true }),
+            3 => self.bound(|wire| wire.exstop(true), &[Packet::ExStop { ip: true }]),
             4 => {
                 let packet = Packet::ModeTsx { in_tx: true, abort: false };
-                self.bound(ip, |wire| wire.mode_tsx(true, false), packet);
+                self.bound(|wire| wire.mode_tsx(true, false), &[packet]);
             }
-            5 if self.machine.op() == Op::Ptwrite => {
+            5 if self.machine.op() == Op::Ptwrite && !self.tracer.habits.ptwrite => {
                 let packet = Packet::Ptw { payload, wide: true, ip: true };
-                self.bound(ip, |wire| wire.ptw(payload, true, true), packet);
+                self.bound(|wire| wire.ptw(payload, true, true), &[packet]);
             }
             6 => self.told(|wire| wire.exstop(false), Packet::ExStop { ip: false }, None),
+            7 => self.pebs_record(payload),
+            8 => {
+                let power = |wire: &mut Wire| {
+                    wire.mwait(0x10, 1);
+                    wire.pwre(false, 2, 3);
+                    wire.exstop(true);
+                };
+                let packets = [
+                    Packet::Mwait { hints: 0x10, ext: 1 },
+                    Packet::Pwre { hw: false, state: 2, sub_state: 3 },
+                    Packet::ExStop { ip: true },
+                ];
+                self.bound(power, &packets);
+                self.told(|wire| wire.pwrx(1, 2, 4), Packet::Pwrx { last: 1, deepest: 2, wake: 4 }, None);
+            }
+            9 => {
+                let event = |wire: &mut Wire| {
+                    wire.evd(1, payload);
+                    wire.cfe(9, 0x20, true);
+                };
+                let packets =
+                    [Packet::Evd { kind: 1, payload }, Packet::Cfe { kind: 9, vector: 0x20, ip: true }];
+                self.bound(event, &packets);
+            }
             _ => {}
         }
     }
 
-    /// A packet whose address a FUP of its own tells.
-    fn bound(&mut self, ip: u64, write: impl FnOnce(&mut Wire), packet: Packet) {
+    /// A block of values; none of its bytes is a packet of its own.
+    fn pebs_record(&mut self, payload: u64) {
+        let short = self.rng.percent(50);
+        let value = if short { payload & 0xffff_ffff } else { payload };
+        let items = self.rng.between(1, 31) as u8;
+        self.tracer.alone(|wire| {
+            wire.bbp(short, 4);
+            (0..items).for_each(|id| wire.bip(id, value, short));
+            wire.bep(false);
+        });
+        let values = (0..items).map(|id| Packet::Bip { id, value, short });
+        let record =
+            [Packet::Bbp { short, kind: 4 }].into_iter().chain(values).chain([Packet::Bep { ip: false }]);
+        let proven = self.tracer.proven.min(self.truth.retired);
+        for packet in record {
+            self.truth.note_behind(proven, What::Told { packet: format!("{packet:?}"), at: None });
+        }
+    }
+
+    /// Packets whose address a FUP of their own tells.
+    fn bound(&mut self, write: impl FnOnce(&mut Wire), packets: &[Packet]) {
+        let ip = self.machine.ip;
         self.tracer.bound(ip, self.truth.retired, write);
-        let at = self.at(ip);
-        self.truth.note(What::Told { packet: format!("{packet:?}"), at: Some(at) });
+        for packet in packets {
+            let at = Some(self.at(ip));
+            self.truth.note(What::Told { packet: format!("{packet:?}"), at });
+        }
         self.known();
     }
 }

@@ -25,6 +25,8 @@ pub struct Habits {
     pub mtc: bool,
     /// Percent of direct branches out of a filter whose TIP.PGD lacks its address (erratum SKL014).
     pub skl014: u32,
+    /// Each PTWRITE sends a packet, without an address.
+    pub ptwrite: bool,
 }
 
 impl Habits {
@@ -37,15 +39,26 @@ impl Habits {
             odd_ip_form: *rng.pick(&[0, 30, 100]),
             cyc: *rng.pick(&[0, 0, 30, 100]),
             mtc: rng.percent(50),
+            ptwrite: rng.percent(50),
             skl014: *rng.pick(&[0, 0, 50, 100]),
         }
     }
 }
 
+/// Tracing stopped and started again.
+pub struct Restart {
+    /// The byte with which it starts.
+    pub offset: usize,
+    /// The bus ratio that is told there.
+    pub ratio: u8,
+    /// The TIP.PGE has a whole address.
+    pub is_whole: bool,
+}
+
 /// The state of the trace.
 pub struct Tracer {
     pub wire: Wire,
-    habits: Habits,
+    pub habits: Habits,
     rng: Rng,
     bits: Vec<bool>,
     capacity: usize,
@@ -311,9 +324,8 @@ impl Tracer {
         self.prove(number);
     }
 
-    /// The buffer is switched, at the end of one AUX record: tracing stops, and starts again without a PSB. Gives the place
-    /// between the two, and the bus ratio that is told there.
-    pub fn restart(&mut self, ip: u64, mode: u8, number: u64) -> (usize, u8) {
+    /// The buffer is switched, at the end of one AUX record: tracing stops, and starts again without a PSB.
+    pub fn restart(&mut self, ip: u64, mode: u8, number: u64) -> Restart {
         self.event_leaves(ip, None, number);
         let offset = self.wire.bytes.len();
         if self.habits.mtc && self.rng.percent(50) {
@@ -327,7 +339,8 @@ impl Tracer {
         self.wire.cbr(ratio);
         self.mode = None;
         self.enter(ip, mode, false, number);
-        (offset, ratio)
+        let pge = self.wire.starts.last().map_or(0, |start| self.wire.bytes[*start]);
+        Restart { offset, ratio, is_whole: matches!(pge >> 5, 3 | 6) }
     }
 
     /// PSB+; `at` is where the CPU is and in what mode, if tracing is on.
@@ -415,6 +428,12 @@ impl Tracer {
         packet(&mut self.wire);
         self.between();
         self.ip(IpKind::Fup, Some(ip));
+        self.prove(number);
+    }
+
+    /// A packet that tells of the instruction just executed.
+    pub fn executed(&mut self, number: u64, packet: impl FnOnce(&mut Wire)) {
+        self.alone(packet);
         self.prove(number);
     }
 
