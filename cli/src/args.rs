@@ -127,6 +127,9 @@ pub struct DumpArgs {
     /// Symbols behind addresses
     #[arg(long)]
     pub symbols: bool,
+    /// The text of each instruction, and its symbol
+    #[arg(long)]
+    pub disassemble: bool,
     /// Which decoder walks
     #[arg(long, value_enum, default_value_t = EngineChoice::Native)]
     pub engine: EngineChoice,
@@ -138,6 +141,8 @@ pub enum DumpWhat {
     Packets,
     /// Executed branches, in order
     Branches,
+    /// Executed instructions, in order
+    Instructions,
 }
 
 /// The command line makes no sense together: exit status 2.

@@ -43,6 +43,50 @@ pub fn branches<W: Write>(loaded: &Loaded<'_>, writer: &mut BranchWriter<W>) -> 
     })
 }
 
+/// Every instruction by libipt, stream after stream.
+pub fn instructions<W: Write>(loaded: &Loaded<'_>, writer: &mut BranchWriter<W>) -> anyhow::Result<()> {
+    let images = loaded.store.images();
+    each_session(loaded, &images, |session| {
+        let mut lines = Instructions { session: &session, writer, result: Ok(()) };
+        session.flow(&mut lines).map_err(|error| anyhow::anyhow!("libipt: {error}"))?;
+        Ok(lines.result?)
+    })
+}
+
+/// libipt's blocks as a line for each instruction.
+struct Instructions<'w, 's, W: Write> {
+    session: &'w Session<'s>,
+    writer: &'w mut BranchWriter<W>,
+    result: io::Result<()>,
+}
+
+impl<W: Write> Flow for Instructions<'_, '_, W> {
+    const TIMES: bool = false;
+
+    fn block(&mut self, block: &Block) {
+        for ip in self.session.instructions(block) {
+            if self.result.is_ok() {
+                let place = Place { address: (None, ip.0), symbol: None };
+                self.result = self.writer.instruction(None, None, place, None);
+            }
+        }
+    }
+
+    fn odd(&mut self, ip: Ip) {
+        eprintln!("ptflow: libipt and iced-x86 read the instruction at {ip} differently");
+    }
+
+    fn untold(&mut self, _: Ip) {}
+
+    fn transfer(&mut self, _: &Transfer) {}
+
+    fn failure(&mut self, failure: &Failure) {
+        if self.result.is_ok() {
+            self.result = self.writer.gap(None, None, &failure.error.to_string(), 0);
+        }
+    }
+}
+
 /// libipt's flow as lines; it knows no thread, and its times are not ours.
 struct Lines<'w, W: Write> {
     writer: &'w mut BranchWriter<W>,

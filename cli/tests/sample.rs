@@ -186,6 +186,36 @@ fn the_branch_list_holds_every_taken_branch_in_order_of_time() {
     assert!(counts == expected, "the lines, counted, are the truth's rows");
 }
 
+/// Each instruction of a branch was executed as often as the branch was taken or not, and all together as the recorder
+/// counted; times do not fall.
+#[test]
+fn the_instruction_list_is_what_was_executed() {
+    let text = String::from_utf8(succeed(ptflow(&["dump", "instructions"], &[]))).expect("text");
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut last: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut total = 0;
+    for line in text.lines() {
+        let fields: Vec<&str> = line.split('\t').collect();
+        let [ns, tid, ip] = fields[..] else { panic!("three fields: {line}") };
+        let ns: u64 = ns.parse().expect("a time");
+        assert!(last.insert(tid, ns).unwrap_or(0) <= ns, "time falls: {line}");
+        *counts.entry(ip).or_insert(0) += 1;
+        total += 1;
+    }
+    let totals: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(sample().join("totals.json")).expect("totals")).expect("JSON");
+    assert_eq!(totals["instructions"], total);
+    let mut branches: BTreeMap<String, u64> = BTreeMap::new();
+    for row in ptflow_exporters::edges::read(truth().as_bytes()).expect("the truth") {
+        if let (Some(from), false) = (row.from, row.kind == ptflow_decoder::profile::EdgeKind::Async) {
+            *branches.entry(from).or_insert(0) += row.taken + row.not_taken;
+        }
+    }
+    for (ip, count) in branches {
+        assert_eq!(counts.get(&*ip), Some(&count), "{ip}");
+    }
+}
+
 #[test]
 fn packets_are_listed() {
     let text = String::from_utf8(succeed(ptflow(&["dump", "packets"], &[]))).expect("text");

@@ -8,7 +8,7 @@ use crate::graph::{Graph, NodeId};
 use crate::image::FunctionAt;
 use crate::ledger::LossReason;
 use crate::owners::ThreadId;
-use crate::packet::Packet;
+use crate::packet::{ExecMode, Packet};
 use crate::profile::{CodeAddr, EdgeKind};
 
 /// A place in the flow of one work unit.
@@ -73,12 +73,16 @@ pub struct Run<'g> {
 pub struct Branch {
     /// Kind of the transfer.
     pub kind: EdgeKind,
+    /// The mode that the branch is read in.
+    pub mode: ExecMode,
     /// The branch instruction.
     pub from: Site,
     /// The instruction behind it: where a call returns to.
     pub next: CodeAddr,
-    /// Where it goes (for a conditional branch: when taken).
+    /// Where it goes (for a conditional branch: when taken), as the profile has it: a SYSCALL goes nowhere.
     pub to: Option<Site>,
+    /// Where control goes on, where the trace says so.
+    pub then: Option<CodeAddr>,
     /// False for a conditional branch that fell through.
     pub taken: bool,
 }

@@ -1,4 +1,5 @@
-//! `dump branches`: one line a transfer, tab-separated: `TIME_NS TID KIND FROM TO`.
+//! `dump branches`: one line a transfer, tab-separated: `TIME_NS TID KIND FROM TO`. `dump instructions`: one line an
+//! instruction, `TIME_NS TID IP`, and on request its text and symbol behind.
 
 use crate::address::{push_address, push_number};
 use std::io::{self, Write};
@@ -63,16 +64,46 @@ impl<W: Write> BranchWriter<W> {
                 continue;
             };
             push_address(&mut self.buffer, place.address);
-            if let Some((symbol, offset)) = place.symbol {
+            if place.symbol.is_some() {
                 self.buffer.push(b' ');
-                self.buffer.extend_from_slice(symbol.as_bytes());
-                if offset > 0 {
-                    self.buffer.push(b'+');
-                    crate::address::push_hex(&mut self.buffer, offset);
-                }
+                self.symbol(place);
             }
         }
         self.end_line()
+    }
+
+    /// An instruction; `text` is its disassembly, behind which its symbol has a column of its own.
+    pub fn instruction(
+        &mut self,
+        ns: Option<u64>,
+        tid: Option<u32>,
+        place: Place<'_>,
+        text: Option<&str>,
+    ) -> io::Result<()> {
+        self.head(ns, tid);
+        push_address(&mut self.buffer, place.address);
+        if let Some(text) = text {
+            self.buffer.push(b'\t');
+            self.buffer.extend_from_slice(text.as_bytes());
+            self.buffer.push(b'\t');
+            if place.symbol.is_none() {
+                self.buffer.push(b'-');
+            }
+        } else if place.symbol.is_some() {
+            self.buffer.push(b' ');
+        }
+        self.symbol(place);
+        self.end_line()
+    }
+
+    fn symbol(&mut self, place: Place<'_>) {
+        if let Some((symbol, offset)) = place.symbol {
+            self.buffer.extend_from_slice(symbol.as_bytes());
+            if offset > 0 {
+                self.buffer.push(b'+');
+                crate::address::push_hex(&mut self.buffer, offset);
+            }
+        }
     }
 
     /// A hole.

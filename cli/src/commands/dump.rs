@@ -21,6 +21,9 @@ use std::io::{BufWriter, Write};
 
 /// Runs the verb.
 pub fn run(args: &DumpArgs) -> anyhow::Result<()> {
+    if args.disassemble && args.what != DumpWhat::Instructions {
+        return Err(Usage("--disassemble is for: ptflow dump instructions".to_owned()).into());
+    }
     let file = load::open(&args.common)?;
     let loaded = Loaded::new(&file, &args.common)?;
     let cannot = || format!("cannot write {}", args.output.display());
@@ -28,6 +31,7 @@ pub fn run(args: &DumpArgs) -> anyhow::Result<()> {
     let output = match args.what {
         DumpWhat::Packets => packets(&loaded, output),
         DumpWhat::Branches => branches(args, &loaded, output),
+        DumpWhat::Instructions => super::instructions::dump(args, &loaded, output),
     }?;
     output.commit().with_context(cannot)
 }
@@ -90,8 +94,8 @@ fn skipped(out: &mut impl Write, here: &Reader<'_, '_>, bytes: usize) -> std::io
     }
 }
 
-/// Units of this job hold every branch of theirs in memory: small ones.
-const UNIT_BYTES: usize = 256 << 10;
+/// Units of these jobs hold every branch of theirs in memory: small ones.
+pub(super) const UNIT_BYTES: usize = 256 << 10;
 
 /// Every branch, stream after stream.
 fn branches(args: &DumpArgs, loaded: &Loaded<'_>, output: Output) -> anyhow::Result<Output> {
@@ -149,30 +153,35 @@ fn branches(args: &DumpArgs, loaded: &Loaded<'_>, output: Output) -> anyhow::Res
 }
 
 #[cfg(not(feature = "oracle"))]
-fn libipt(_: &DumpArgs, _: &Loaded<'_>, _: Output) -> anyhow::Result<Output> {
+pub(super) fn libipt(_: &DumpArgs, _: &Loaded<'_>, _: Output) -> anyhow::Result<Output> {
     let usage = "this build has no libipt; make one: cargo build --release -p ptflow --features oracle";
     Err(Usage(usage.to_owned()).into())
 }
 
 #[cfg(feature = "oracle")]
-fn libipt(args: &DumpArgs, loaded: &Loaded<'_>, output: Output) -> anyhow::Result<Output> {
-    if args.symbols {
-        return Err(Usage("--engine libipt prints plain addresses; leave --symbols out".to_owned()).into());
+pub(super) fn libipt(args: &DumpArgs, loaded: &Loaded<'_>, output: Output) -> anyhow::Result<Output> {
+    if args.symbols || args.disassemble {
+        let usage = "--engine libipt prints plain addresses; leave --symbols and --disassemble out";
+        return Err(Usage(usage.to_owned()).into());
     }
     let mut writer = BranchWriter::new(output);
-    crate::oracle::branches(loaded, &mut writer)?;
+    if args.what == DumpWhat::Instructions {
+        crate::oracle::instructions(loaded, &mut writer)?;
+    } else {
+        crate::oracle::branches(loaded, &mut writer)?;
+    }
     Ok(writer.finish()?)
 }
 
 /// Addresses as lines show them: plain runtime addresses, with symbols on request.
-struct Names<'n> {
-    images: &'n Images<'n>,
-    functions: &'n FunctionNames,
-    symbols: bool,
+pub(super) struct Names<'n> {
+    pub images: &'n Images<'n>,
+    pub functions: &'n FunctionNames,
+    pub symbols: bool,
 }
 
 impl<'n> Names<'n> {
-    fn place(&self, spaces: &AddressSpaces, addr: CodeAddr) -> Place<'n> {
+    pub fn place(&self, spaces: &AddressSpaces, addr: CodeAddr) -> Place<'n> {
         let Some(image) = addr.image else {
             return Place { address: (None, addr.addr), symbol: None };
         };

@@ -3,4 +3,5 @@
 pub mod convert;
 pub mod dump;
 pub mod info;
+pub mod instructions;
 pub mod profile;

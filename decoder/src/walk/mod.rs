@@ -374,14 +374,30 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
 
     /// As [`Self::transfer`], of a branch that no packet tells of: a CYC dates the one behind it.
     fn pass(&mut self, kind: EdgeKind, insn: &Insn, to: Option<Ip>, taken: bool) {
-        let from = Ip(insn.addr);
-        self.row(kind, Some(from), to, taken);
+        self.row(kind, Some(Ip(insn.addr)), to, taken);
+        let then = if taken { to } else { Some(Ip(insn.next())) };
+        self.branched(kind, insn, to, then, taken);
+    }
+
+    /// A SYSCALL into traced code. Its row of the profile has no target.
+    fn system_call(&mut self, insn: &Insn, to: Ip) {
+        if self.timed {
+            self.clock.date(self.mark.ordinal);
+        }
+        self.row(EdgeKind::Syscall, Some(Ip(insn.addr)), None, true);
+        self.branched(EdgeKind::Syscall, insn, None, Some(to), true);
+    }
+
+    fn branched(&mut self, kind: EdgeKind, insn: &Insn, to: Option<Ip>, then: Option<Ip>, taken: bool) {
         if S::RUNS {
+            let from = Ip(insn.addr);
             let branch = Branch {
                 kind,
+                mode: self.cursor.mode,
                 from: self.code.site(from),
                 next: self.code.code_addr(Ip(insn.next())),
                 to: to.map(|to| self.code.site(to)),
+                then: then.map(|then| self.code.code_addr(then)),
                 taken,
             };
             self.sink.branch(&branch, self.mark);

@@ -145,7 +145,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 let to = self.deferred_tip().ok_or(DESYNC)?;
                 *leash = Leash::default();
                 self.execute(leash)?;
-                self.transfer(EdgeKind::Syscall, &insn, None, true);
+                self.system_call(&insn, to);
                 self.arrive(to);
             }
             Class::Int | Class::Fault => return Err(DESYNC),
@@ -208,14 +208,19 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 }
                 Class::Syscall => {
                     self.execute(&mut leash)?;
+                    self.system_call(&insn, to);
                     self.take_mode();
-                    self.transfer(EdgeKind::Syscall, &insn, None, true);
                     self.arrive(to);
                     return Ok(());
                 }
                 Class::Far | Class::Int => {
-                    self.take_mode();
-                    return self.indirect(&insn, to, &mut leash);
+                    // The instruction itself is read in the mode from before.
+                    let mode = self.pending.mode.take();
+                    let walked = self.indirect(&insn, to, &mut leash);
+                    if let Some(mode) = mode {
+                        self.set_mode(mode);
+                    }
+                    return walked;
                 }
                 Class::Jcc { .. } | Class::Fault => return Err(DESYNC),
             }
