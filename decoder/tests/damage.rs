@@ -191,6 +191,8 @@ fn holes_hide_what_they_cover_and_invent_nothing() {
 #[test]
 fn missing_files_hide_and_invent_nothing() {
     for seed in seeds(150) {
+        // In code that is not there no one can tell which branch a TIP belongs to. The walker takes it for the last one's; of a
+        // deferred TIP the outcomes behind it went by before.
         let wants = Wants { overflows: seed % 2 == 0, no_deferred_tips: true, ..Wants::default() };
         let scenario = Scenario::record(seed, wants);
         let rng = &mut Rng::new(!seed);
@@ -258,6 +260,25 @@ fn any_damage_is_survived() {
         let stream =
             if rng.percent(50) { with_holes(&trace, &scenario.restarts, rng) } else { pieces(&trace, &[]) };
         agree(&subject, &stream, rng, &format!("seed {seed}"));
+    }
+}
+
+#[test]
+fn damage_may_turn_back_the_clock() {
+    for seed in seeds(80) {
+        let wants = Wants { overflows: seed % 2 == 0, style: style(seed), ..Wants::default() };
+        let rng = &mut Rng::new(seed);
+        let program = Program::random(wants.style, rng);
+        let mut later = vec![program.elsewhere(40, rng)];
+        for turn in 0..rng.below(3) {
+            later.push(later[turn].elsewhere(40, rng));
+        }
+        let mut scenario = Scenario::record_of(program, later, wants, rng);
+        let mut trace = std::mem::take(&mut scenario.trace);
+        for _ in 0..rng.between(1, 8) {
+            damage(&mut trace, rng);
+        }
+        agree(&Subject::over_time(&scenario), &pieces(&trace, &[]), rng, &format!("seed {seed}"));
     }
 }
 

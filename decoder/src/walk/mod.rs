@@ -337,7 +337,8 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
         self.resume(ip);
     }
 
-    /// Code without an image led to known code at an address. What it called and returned from is not known, and known
+    /// Code without an image led to known code at an address. (No later outcomes went by before, for lack of a better
+    /// guess: of a deferred TIP they would have.) What it called and returned from is not known, and known
     /// code may have run in between that only TNT bits told of. But where it goes back to what an event interrupted, the
     /// stack is as it was.
     fn resume_from_unknown(&mut self, ip: Ip) {

@@ -29,6 +29,11 @@ impl<'p> Machine<'p> {
         Self { program, ip, stack: Vec::new() }
     }
 
+    /// Another program takes the memory; the stack stays.
+    pub fn go_on_in(&mut self, program: &'p Program, ip: u64) {
+        (self.program, self.ip) = (program, ip);
+    }
+
     pub fn op(&self) -> Op {
         self.program.insns[&self.ip].op
     }

@@ -370,9 +370,8 @@ impl Recording<'_, '_> {
             && self.rng.percent(20)
         {
             (self.program, self.later) = (next, later);
-            self.machine = Machine::new(next, next.any_entry(self.rng));
+            self.machine.go_on_in(next, next.any_entry(self.rng));
             self.turns.push(self.tracer.turn_of_time());
-            calls = true;
         }
         if self.rng.permille(self.rates.psb * 2) {
             self.psb(false);
