@@ -337,10 +337,11 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
         self.resume(ip);
     }
 
-    /// Code without an image led to known code at an address. (No later outcomes went by before, for lack of a better
-    /// guess: of a deferred TIP they would have.) What it called and returned from is not known, and known
-    /// code may have run in between that only TNT bits told of. But where it goes back to what an event interrupted, the
-    /// stack is as it was.
+    /// Code without an image led to known code at an address. The TIP is taken for the last branch's: a deferred one, the
+    /// outcomes behind which went by before it, cannot be told from others there.
+    ///
+    /// What was called and returned from is not known, and known code may have run in between that only TNT bits told of.
+    /// But where control goes back to what an event interrupted, the stack is as it was.
     fn resume_from_unknown(&mut self, ip: Ip) {
         if self.cursor.interrupted.take() != Some(ip) {
             self.forget_stack();
