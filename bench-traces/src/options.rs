@@ -75,6 +75,9 @@ pub struct PtOptions {
     /// A full AUX buffer, which cuts the trace in mid-packet, about every N blocks
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub truncations: u32,
+    /// A stream for each of N CPUs, which the threads share, as `perf record` without `--per-thread`; 0: one a thread
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub per_cpu: u32,
 }
 
 impl PtOptions {
@@ -107,6 +110,7 @@ impl Default for PtOptions {
             kernel: 0,
             overflows: 0,
             truncations: 0,
+            per_cpu: 0,
         }
     }
 }
@@ -170,6 +174,7 @@ impl PtOptions {
             format!("kernel={}", self.kernel),
             format!("overflows={}", self.overflows),
             format!("truncations={}", self.truncations),
+            format!("per_cpu={}", self.per_cpu),
         ]
     }
 
@@ -193,6 +198,7 @@ impl PtOptions {
             "kernel" => self.kernel = value.parse().unwrap_or(0),
             "overflows" => self.overflows = value.parse().unwrap_or(0),
             "truncations" => self.truncations = value.parse().unwrap_or(0),
+            "per_cpu" => self.per_cpu = value.parse().unwrap_or(0),
             _ => return false,
         }
         true
@@ -221,6 +227,7 @@ mod tests {
             kernel: 1,
             overflows: 2,
             truncations: 300,
+            per_cpu: 4,
         };
         let mut back = PtOptions::default();
         for word in options.to_words() {

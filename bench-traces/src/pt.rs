@@ -43,6 +43,8 @@ pub struct PtEncoder {
     /// Changes what "mixed" does.
     turn: u32,
     on: bool,
+    /// Tracing is to be started anew.
+    stopped: bool,
     overflowing: bool,
     /// Packets sent.
     pub packets: u64,
@@ -71,6 +73,7 @@ impl PtEncoder {
             next_psb: 0,
             turn: 0,
             on: false,
+            stopped: false,
             overflowing: false,
             packets: 0,
             compressed_returns: 0,
@@ -361,9 +364,26 @@ impl PtEncoder {
         self.on = true;
     }
 
+    /// The kernel stops tracing, which is off already, and starts it anew.
+    pub fn stop(&mut self) {
+        self.stopped = true;
+    }
+
     /// Tracing goes on at `ip`.
     pub fn enable(&mut self, ip: u64) {
+        if std::mem::take(&mut self.stopped) && self.next_psb != 0 {
+            if !self.options.no_tsc {
+                self.tsc_and_tma();
+            }
+            self.put(Packet::Cbr { ratio: machine::CORE_RATIO });
+            self.put(Packet::ModeExec { mode: ExecMode::Bits64, interrupt_flag: false });
+            self.cyc_at = self.cycles;
+            self.next_mtc = self.mtc_edge_after(self.cycles);
+        }
         if self.next_psb == 0 {
+            // Nothing is sent before tracing starts.
+            self.next_mtc = self.mtc_edge_after(self.cycles);
+            self.cyc_at = self.cycles;
             self.psb(None);
             // PSB+ carries the mode only while tracing is on; here is the first place to tell it.
             self.put(Packet::ModeExec { mode: ExecMode::Bits64, interrupt_flag: false });

@@ -151,11 +151,16 @@ impl<'m> Loaded<'m> {
 
     /// The address spaces of the one process whose streams were chosen.
     pub fn only_spaces(&self) -> anyhow::Result<&AddressSpaces> {
-        let mut spaces = self.spaces.values();
-        match (spaces.next(), spaces.next()) {
-            (Some(spaces), None) => Ok(spaces),
+        // Of CPUs' streams only the processes asked for count.
+        let wanted = |pid: &Pid| match &self.wanted.process {
+            Some(process) => is_process(&self.capture, *pid, process),
+            None => true,
+        };
+        let of_processes: Vec<Pid> = self.spaces.keys().flatten().copied().filter(wanted).collect();
+        match of_processes[..] {
+            [pid] => Ok(&self.spaces[&Some(pid)]),
             _ => {
-                let pids: Vec<String> = self.spaces.keys().flatten().map(Pid::to_string).collect();
+                let pids: Vec<String> = of_processes.iter().map(Pid::to_string).collect();
                 let usage = format!(
                     "runtime addresses are of one process; choose it: --process {}",
                     pids.join(" | ")

@@ -11,6 +11,7 @@
 //! Forked children are not traced; a program that replaces itself by exec ends the recording.
 
 mod block;
+mod cpus;
 mod disturb;
 mod maps;
 mod qemu;

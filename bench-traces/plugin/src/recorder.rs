@@ -1,6 +1,7 @@
 //! The recording as a whole: threads, the capture file, the end.
 
 use crate::block::Block;
+use crate::cpus::{Cpus, Held};
 use crate::maps::Maps;
 use crate::thread::Thread;
 use crate::truth::Sums;
@@ -32,6 +33,12 @@ struct Slot {
     idx: u32,
     /// Trace bytes written to the file.
     written: u64,
+    /// The CPU that it runs on, where threads share CPUs.
+    held: Option<Held>,
+    /// It is in a system call, or has stopped: its CPU may be gone.
+    parked: bool,
+    /// It has run.
+    started: bool,
     /// Waits in a system call, or has stopped: the recording may end without asking it.
     quiet: AtomicBool,
 }
@@ -62,6 +69,7 @@ pub struct Recorder {
     count_only: bool,
     log: bool,
     pid: Pid,
+    cpus: Option<Cpus>,
     slots: Vec<AtomicPtr<Slot>>,
     next_idx: AtomicU32,
     /// The latest time that any thread reached at a system call: what happens after it is not before it.
@@ -107,7 +115,7 @@ impl Recorder {
                 time: machine::TIME,
                 tsc_ctc_ratio: machine::TSC_CTC_RATIO,
                 max_nonturbo_ratio: machine::TSC_RATIO,
-                per_cpu: false,
+                per_cpu: options.per_cpu > 0,
             };
             let path = dir.join("perf.data");
             let who = Who { pid, tid: Tid(pid.0), cpu: Cpu(0), time: start_time() };
@@ -124,6 +132,7 @@ impl Recorder {
             count_only,
             log,
             pid,
+            cpus: (options.per_cpu > 0 && !count_only).then(|| Cpus::new(options.per_cpu, options, pid)),
             slots: (0..MAX_VCPUS).map(|_| AtomicPtr::default()).collect(),
             next_idx: AtomicU32::new(0),
             latest: AtomicU64::new(0),
@@ -200,9 +209,15 @@ impl Recorder {
                 None => return,
             },
         };
+        if !self.stopping.load(Ordering::Acquire) && !self.is_on_cpu(vcpu, slot, block) {
+            // The recording ended meanwhile.
+            slot.quiet.store(true, Ordering::Release);
+            return;
+        }
         if self.stopping.load(Ordering::Acquire) {
             if !slot.quiet.load(Ordering::Relaxed) {
                 slot.thread.stop(block.start);
+                self.park(slot);
                 slot.quiet.store(true, Ordering::Release);
             }
             return;
@@ -213,6 +228,49 @@ impl Recorder {
             if let Some(end) = slot.thread.ended.take() {
                 slot.thread.restart(end);
             }
+        }
+    }
+
+    /// Where threads share CPUs: the thread has one from here on. It waits for one, and gives it up where others wait and
+    /// it has had it for long. False where the recording ends.
+    #[inline]
+    fn is_on_cpu(&self, vcpu: u32, slot: &mut Slot, block: &Block) -> bool {
+        let Some(cpus) = &self.cpus else { return true };
+        if let Some(held) = slot.held {
+            if !cpus.is_over(held, slot.thread.truth.cycles) || self.is_handler(block.start) {
+                return true;
+            }
+            slot.thread.stop(block.start);
+            self.park(slot);
+            cpus.leave(vcpu, held);
+            slot.held = None;
+            std::thread::yield_now();
+        }
+        self.take_cpu(cpus, vcpu, slot)
+    }
+
+    #[cold]
+    fn take_cpu(&self, cpus: &Cpus, vcpu: u32, slot: &mut Slot) -> bool {
+        let thread = &mut slot.thread;
+        let stop = || self.stopping.load(Ordering::Acquire);
+        let taken = cpus.take(vcpu, slot.tid, thread.truth.cycles, &mut thread.pt, stop);
+        let Some((held, now, switched)) = taken else { return false };
+        thread.truth.pass(now - thread.truth.cycles);
+        (slot.held, slot.parked) = (Some(held), false);
+        let mut output = self.output();
+        if let Some(writer) = &mut output.writer {
+            let first = !std::mem::replace(&mut slot.started, true);
+            let result = switched.map_or(Ok(()), |switched| cpus.write_switch(writer, &switched, first));
+            output.note(result);
+        }
+        true
+    }
+
+    /// The thread's CPU may be taken from here on.
+    fn park(&self, slot: &mut Slot) {
+        if let (Some(cpus), Some(held), false) = (&self.cpus, slot.held, slot.parked) {
+            slot.parked = true;
+            cpus.park(held, &mut slot.thread.pt);
         }
     }
 
@@ -233,6 +291,9 @@ impl Recorder {
             tid,
             idx,
             written: 0,
+            held: None,
+            parked: false,
+            started: false,
             quiet: AtomicBool::new(false),
         };
         let place = self.slots.get(vcpu as usize)?;
@@ -248,7 +309,11 @@ impl Recorder {
             } else {
                 writer.fork(leader, self.pid, tid).and_then(|()| writer.comm(who, &comm, false))
             };
-            let result = result.and_then(|()| writer.itrace_start(who));
+            // Where threads share CPUs, it is not known yet on which one.
+            let result = result.and_then(|()| match &self.cpus {
+                Some(_) => Ok(()),
+                None => writer.itrace_start(who),
+            });
             output.note(result);
         }
         drop(output);
@@ -287,7 +352,8 @@ impl Recorder {
         }
         if let Some(slot) = self.slot(vcpu) {
             slot.thread.syscall(is_sigreturn);
-            self.latest.fetch_max(slot.thread.pt.cycles(), Ordering::Relaxed);
+            self.latest.fetch_max(slot.thread.truth.cycles, Ordering::Relaxed);
+            self.park(slot);
             slot.quiet.store(true, Ordering::Release);
         }
     }
@@ -302,6 +368,13 @@ impl Recorder {
                 return;
             }
             slot.quiet.store(false, Ordering::SeqCst);
+            if let (Some(cpus), Some(held)) = (&self.cpus, slot.held) {
+                match cpus.unpark(vcpu, held, &mut slot.thread.pt) {
+                    true => slot.parked = false,
+                    // Another thread has it: this one waits when it wants to run.
+                    false => (slot.held, slot.parked) = (None, false),
+                }
+            }
             // It may have waited for another thread.
             slot.thread.not_before(self.latest.load(Ordering::Relaxed));
         }
@@ -320,12 +393,21 @@ impl Recorder {
             let _ = slot.thread.pt.drain(|_, _| io::Result::Ok(()));
             return;
         };
-        let reference = Tsc(slot.thread.pt.tsc());
-        let who = self.who(slot.tid, slot.thread.pt.cycles());
-        let (tid, idx) = (slot.tid, slot.idx);
-        let len = slot.thread.pt.pending() as u64;
         let truncated = slot.thread.ended.is_some_and(|end| end.truncated);
         let flags = if truncated { Aux::TRUNCATED } else { 0 };
+        let who = self.who(slot.tid, slot.thread.pt.cycles());
+        if let (Some(cpus), Some(held)) = (&self.cpus, slot.held) {
+            let mut result = Ok(());
+            if slot.thread.ended.is_some() {
+                let (from, to) = cpus.record_ends(held, &slot.thread.pt);
+                result = writer.aux(Who { cpu: held.cpu, ..who }, from, to - from, flags);
+            }
+            let result = result.and_then(|()| cpus.write_bytes(writer, held.cpu, &mut slot.thread.pt));
+            return output.note(result);
+        }
+        let reference = Tsc(slot.thread.pt.tsc());
+        let (tid, idx) = (slot.tid, slot.idx);
+        let len = slot.thread.pt.pending() as u64;
         let result = slot.thread.pt.drain(|offset, bytes| {
             writer.aux(who, offset, bytes.len() as u64, flags)?;
             writer.auxtrace(idx, Some(tid), None, offset, reference, bytes)
@@ -346,18 +428,22 @@ impl Recorder {
         }
         // SAFETY: made by Box::into_raw in `start_thread`, and taken out of its place only once.
         let slot = unsafe { Box::from_raw(pointer) };
-        self.end_thread(slot);
+        self.end_thread(vcpu, slot);
     }
 
-    fn end_thread(&self, mut slot: Box<Slot>) {
-        if slot.thread.pt.pending() > 0 {
+    fn end_thread(&self, vcpu: u32, mut slot: Box<Slot>) {
+        if self.cpus.is_none() && slot.thread.pt.pending() > 0 {
             self.write_chunk(&mut slot);
         }
         // Two clocks, driven by the same blocks.
         let Thread { truth, pt, .. } = &mut slot.thread;
-        truth.unexplained += u64::from(truth.cycles != pt.cycles());
+        truth.unexplained += u64::from(self.cpus.is_none() && truth.cycles != pt.cycles());
         let log_error = truth.finish_log().err();
-        let who = self.who(slot.tid, slot.thread.pt.cycles());
+        let who = self.who(slot.tid, slot.thread.truth.cycles);
+        if let (Some(cpus), Some(held)) = (&self.cpus, slot.held) {
+            self.park(&mut slot);
+            cpus.leave(vcpu, held);
+        }
         let mut output = self.output();
         output.error = output.error.take().or(log_error);
         if let Some(writer) = &mut output.writer {
@@ -365,10 +451,12 @@ impl Recorder {
             output.note(result);
         }
         let Slot { thread, tid, written, .. } = *slot;
+        // Where threads share CPUs, packets are the CPUs'.
+        let own = self.cpus.is_none();
         output.done.push(Done {
             tid,
-            packets: thread.pt.packets,
-            compressed_returns: thread.pt.compressed_returns,
+            packets: if own { thread.pt.packets } else { 0 },
+            compressed_returns: if own { thread.pt.compressed_returns } else { 0 },
             bytes: written,
             truth: thread.truth,
         });
@@ -392,7 +480,7 @@ impl Recorder {
             let pointer = self.slots[vcpu as usize].swap(std::ptr::null_mut(), Ordering::AcqRel);
             if !pointer.is_null() {
                 // SAFETY: as in `vcpu_exit`.
-                self.end_thread(unsafe { Box::from_raw(pointer) });
+                self.end_thread(vcpu, unsafe { Box::from_raw(pointer) });
             }
         }
         let mut output = self.output();
@@ -413,8 +501,15 @@ impl Recorder {
             eprintln!("instructions {}\ntaken_branches {taken}", sums.instructions());
             return Ok(());
         }
+        let shared = match &self.cpus {
+            Some(cpus) => cpus.finish(output.writer.as_mut())?,
+            None => (0, 0, 0),
+        };
         if let Some(writer) = output.writer.take() {
             writer.finish()?;
+        }
+        if self.cpus.is_some() {
+            self.write_edges_of_threads(output)?;
         }
         let mut edges = BufWriter::new(File::create(self.dir.join("truth.edges"))?);
         sums.write_edges(&mut edges)?;
@@ -424,7 +519,19 @@ impl Recorder {
             sums.write_unknowable(&mut unknowable)?;
             unknowable.flush()?;
         }
-        write_totals(&self.dir.join("totals.json"), &sums, &output.done)
+        write_totals(&self.dir.join("totals.json"), &sums, &output.done, shared)
+    }
+
+    /// `truth.TID.edges`: whose the branches are is not for the streams to say.
+    fn write_edges_of_threads(&self, output: &Output) -> io::Result<()> {
+        for done in &output.done {
+            let mut sums = Sums::default();
+            sums.add(&done.truth, &output.blocks);
+            let mut edges = BufWriter::new(File::create(self.dir.join(format!("truth.{}.edges", done.tid)))?);
+            sums.write_edges(&mut edges)?;
+            edges.flush()?;
+        }
+        Ok(())
     }
 }
 
@@ -436,7 +543,8 @@ fn start_time() -> u64 {
 /// What counts as a taken branch of the program.
 const TAKEN_KINDS: [&str; 6] = ["jcc", "jmp", "call", "jmp_ind", "call_ind", "ret"];
 
-fn write_totals(path: &Path, sums: &Sums, done: &[Done]) -> io::Result<()> {
+/// `shared`: packets, compressed returns and bytes of streams that are no thread's.
+fn write_totals(path: &Path, sums: &Sums, done: &[Done], shared: (u64, u64, u64)) -> io::Result<()> {
     let mut out = BufWriter::new(File::create(path)?);
     let jcc = sums.of_kind("jcc");
     writeln!(out, "{{")?;
@@ -447,9 +555,9 @@ fn write_totals(path: &Path, sums: &Sums, done: &[Done]) -> io::Result<()> {
         writeln!(out, "  \"{kind}\": {},", sums.of_kind(kind).0)?;
     }
     let total = |value: fn(&Done) -> u64| done.iter().map(value).sum::<u64>();
-    writeln!(out, "  \"compressed_returns\": {},", total(|done| done.compressed_returns))?;
-    writeln!(out, "  \"packets\": {},", total(|done| done.packets))?;
-    writeln!(out, "  \"bytes\": {},", total(|done| done.bytes))?;
+    writeln!(out, "  \"compressed_returns\": {},", total(|done| done.compressed_returns) + shared.1)?;
+    writeln!(out, "  \"packets\": {},", total(|done| done.packets) + shared.0)?;
+    writeln!(out, "  \"bytes\": {},", total(|done| done.bytes) + shared.2)?;
     writeln!(out, "  \"threads\": [")?;
     for (index, thread) in done.iter().enumerate() {
         let comma = if index + 1 == done.len() { "" } else { "," };

@@ -34,6 +34,8 @@ const SLACK: Span = Span { ns: 1_000 };
 /// A switch for which no pause was found is put somewhere after so long.
 const GIVEN_UP: Span = Span { ns: 1_000_000 };
 
+/// A way that is so much worse than another is not followed.
+const HOPELESS: u64 = 60_000;
 /// Ways are at most so many switches apart: time stays linear on any records.
 const MOST_AHEAD: usize = 64;
 
@@ -44,6 +46,8 @@ const NOBODY: u64 = 4_000;
 const OTHER: u64 = 4_000;
 /// Tracing started anew, but not for a switch: worse than any delay.
 const NO_REASON: u64 = 1_000;
+/// A switch, but tracing was not stopped for it.
+const NO_STOP: u64 = 1_000;
 /// The record is not from within the pause; more, the later it is.
 const LATE: u64 = 300;
 const LATER: u64 = 500;
@@ -72,6 +76,7 @@ struct Chain {
 pub(super) struct Matching<'s> {
     turns: &'s [Turn],
     stops: bool,
+    has_ends: bool,
     latest: u64,
     slack: u64,
     given_up: u64,
@@ -83,6 +88,7 @@ impl<'s> Matching<'s> {
         Self {
             turns: &schedule.turns,
             stops: schedule.stops,
+            has_ends: !schedule.ends.is_empty(),
             latest: LATEST.ticks(config),
             slack: SLACK.ticks(config),
             given_up: GIVEN_UP.ticks(config),
@@ -119,6 +125,9 @@ impl<'s> Matching<'s> {
         let most = most.min(lowest + MOST_AHEAD).min(self.turns.len());
         // At the end every switch has been.
         let least = if pause.ends { least } else { most };
+        // The kernel stops the tracer and ends the AUX record; where no such records are known, there is a TSC packet at
+        // least, as there is when a core wakes up.
+        let stopped = pause.ran.is_some() || !self.has_ends && pause.restarted;
         let mut next: Vec<Way> = Vec::with_capacity(self.ways.len() + 2);
         for way in &self.ways {
             let mut cost = way.cost;
@@ -128,8 +137,12 @@ impl<'s> Matching<'s> {
             let mut put = way.put;
             loop {
                 let mut total = cost;
-                if put == way.put && pause.restarted && self.stops {
-                    total += NO_REASON;
+                if self.stops {
+                    total += match (put == way.put, stopped) {
+                        (true, true) => NO_REASON,
+                        (false, false) => NO_STOP,
+                        _ => 0,
+                    };
                 }
                 if pause.ends && self.runs(put).is_none() {
                     total += NOBODY;
@@ -152,6 +165,7 @@ impl<'s> Matching<'s> {
         // Only differences count.
         let cheapest = next.iter().map(|way| way.cost).min().unwrap_or(0);
         next.iter_mut().for_each(|way| way.cost -= cheapest);
+        next.retain(|way| way.cost <= HOPELESS);
         self.ways = next;
     }
 
