@@ -9,9 +9,10 @@ use ptflow_decoder::profile::CodeAddr;
 use ptflow_decoder::run::{Options, in_order};
 use ptflow_decoder::sink::Mark;
 use ptflow_decoder::units::Svma;
-use ptflow_decoder::walk::{Context, Engine};
+use ptflow_decoder::walk::{Context, Engine, UnitResult};
 use ptflow_perf_import::images::{ImageSearch, ImageStore};
 use ptflow_perf_import::{Capture, PerfFile};
+use std::collections::{BTreeMap, btree_map};
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
@@ -34,6 +35,49 @@ pub fn compare(
     way: Way,
     mut each: impl FnMut(u32, &Entry, Option<Moment>),
 ) -> anyhow::Result<()> {
+    let mut truths = BTreeMap::new();
+    walk(folder, way, |tid, spaces, list, result| {
+        let truth = match truths.entry(tid) {
+            btree_map::Entry::Occupied(truth) => truth.into_mut(),
+            btree_map::Entry::Vacant(place) => {
+                place.insert(Truth { tid, log: open(folder, tid)?, instructions: 0, entries: 0 })
+            }
+        };
+        let mut times = result.timeline.reader();
+        for (mark, line) in &list.lines {
+            let entry = truth.check(*mark, line, spaces)?;
+            each(tid, &entry, times.at(mark.ordinal));
+        }
+        truth.instructions += result.end.instructions();
+        Ok(())
+    })?;
+    for (tid, truth) in &mut truths {
+        let entries = truth.entries;
+        ensure!(truth.log.next().is_none(), "thread {tid} did more than the {entries} transfers decoded");
+    }
+    Ok(())
+}
+
+/// How often the times of a thread's transfers and gaps run backwards; any recording will do.
+pub fn falls(folder: &Path, way: Way) -> anyhow::Result<u64> {
+    let (mut latest, mut falls) = (BTreeMap::new(), 0);
+    walk(folder, way, |tid, _, list, result| {
+        let mut times = result.timeline.reader();
+        for now in list.lines.iter().filter_map(|(mark, _)| times.at(mark.ordinal)) {
+            let before = latest.insert(tid, now.tsc);
+            falls += u64::from(before.is_some_and(|before| before > now.tsc));
+        }
+        Ok(())
+    })?;
+    Ok(falls)
+}
+
+/// Decodes a recording and hands on what each unit's transfers are, with the unit's thread.
+fn walk(
+    folder: &Path,
+    way: Way,
+    mut take: impl FnMut(u32, &AddressSpaces, &BranchList, &UnitResult) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let file = PerfFile::open(&folder.join("perf.data"))?;
     let capture = Capture::read(&file)?;
     let store = ImageStore::load(&capture, &ImageSearch::default());
@@ -50,11 +94,6 @@ pub fn compare(
             owners: &[],
         })
         .collect();
-    let mut truths = Vec::new();
-    for stream in &capture.streams {
-        let tid = stream.tid.context("a trace by CPU has no threads to compare")?.0;
-        truths.push(Truth { tid, log: open(folder, tid)?, instructions: 0, entries: 0 });
-    }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(way.threads).build()?;
     let Way { engine, unit_bytes, .. } = way;
     let options = Options { pool: &pool, engine, unit_bytes, progress: &|_| {} };
@@ -63,20 +102,10 @@ pub fn compare(
         &options,
         |_| BranchList { not_taken: true, ..BranchList::default() },
         |unit, list, result| {
-            let truth = &mut truths[unit.stream];
-            let mut times = result.timeline.reader();
-            for (mark, line) in &list.lines {
-                let entry = truth.check(*mark, line, &spaces)?;
-                each(truth.tid, &entry, times.at(mark.ordinal));
-            }
-            truth.instructions += result.end.instructions();
-            anyhow::Ok(())
+            let tid = capture.streams[unit.stream].tid.context("a trace by CPU has no threads to compare")?;
+            take(tid.0, &spaces, &list, &result)
         },
     )?;
-    for truth in &mut truths {
-        let (tid, entries) = (truth.tid, truth.entries);
-        ensure!(truth.log.next().is_none(), "thread {tid} did more than the {entries} transfers decoded");
-    }
     Ok(())
 }
 

@@ -282,7 +282,7 @@ impl Clock {
 
     /// Works out the times.
     pub fn finish(self) -> Timeline {
-        Resolver::new(self.max_nonturbo).resolve(&self.notes)
+        Resolver::new(self.max_nonturbo).resolve(&self.notes).until(self.reference)
     }
 }
 

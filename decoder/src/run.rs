@@ -90,6 +90,8 @@ pub fn in_order<S: Sink + Send, E>(
     let graphs = Mutex::new(Vec::<Graph>::new());
     let ahead = 2 * options.pool.current_num_threads();
     let (graphs, new_sink) = (&graphs, &new_sink);
+    // Up to where the units of each stream reach in time.
+    let mut reached = vec![0; contexts.len()];
     let ledgers = options.pool.in_place_scope_fifo(|scope| {
         let mut waiting = VecDeque::with_capacity(ahead);
         let mut to_start = units.iter();
@@ -115,6 +117,9 @@ pub fn in_order<S: Sink + Send, E>(
             // A worker that panicked drops its sender; the scope then hands the panic on.
             let Ok((sink, mut result)) = receive.recv() else { break };
             ledgers[unit.stream].append(std::mem::take(&mut result.ledger));
+            let reached = &mut reached[unit.stream];
+            result.timeline.not_before(*reached);
+            *reached = result.timeline.end(result.end.ordinal);
             fold(unit, sink, result)?;
         }
         Ok(ledgers)

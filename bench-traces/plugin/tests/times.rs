@@ -6,7 +6,7 @@ mod kit;
 use kit::{Recording, compile, record};
 use ptflow_bench_traces::accuracy::{self, Accuracy};
 use ptflow_bench_traces::options::{PtOptions, machine};
-use ptflow_bench_traces::order::Way;
+use ptflow_bench_traces::order::{self, Way};
 use ptflow_decoder::walk::Engine;
 
 /// A core cycle, the TSC's own step, and the nanosecond that perf's clock is told in.
@@ -80,4 +80,29 @@ fn without_tsc_there_is_no_time() {
     let ours = measure(&recording);
     assert_eq!((ours.ours.count(), ours.exact.count()), (0, 0));
     assert!(ours.timeless > 1_000_000);
+}
+
+/// Whatever is lost, and however little is told of time.
+#[test]
+fn times_never_fall() {
+    let program = compile("nasty.c", &["-static"]);
+    let base = PtOptions {
+        kernel: 2_000,
+        overflows: 3_000,
+        truncations: 10_000,
+        psb_period: 0,
+        ..PtOptions::default()
+    };
+    for options in [
+        PtOptions { cyc: true, ..base },
+        PtOptions { mtc_period: 9, ..base },
+        PtOptions { no_mtc: true, restarts: 1_000, ..base },
+    ] {
+        let recording = record(&[program.path().to_str().expect("UTF-8")], options);
+        for (engine, unit_bytes) in [(Engine::Fast, 1 << 12), (Engine::Careful, 1 << 18)] {
+            let way = Way { engine, threads: 2, unit_bytes };
+            let falls = order::falls(recording.folder(), way).expect("it decodes");
+            assert_eq!(falls, 0, "{options:?} {way:?}");
+        }
+    }
 }

@@ -235,3 +235,28 @@ fn no_tma_no_mtc() {
     clock.tsc(3_000, 20);
     assert_eq!(times(clock, &[0, 10, 20]), [(1_000, false), (2_000, false), (3_000, false)]);
 }
+
+/// Behind the last packet instructions go on at the usual rate, but not past the time at which the trace was read; and
+/// what the unit before reached is not undone.
+#[test]
+fn units_follow_each_other() {
+    let mut clock = Clock::new(&config());
+    clock.set_reference(Some(Tsc(2_150)));
+    clock.tsc(1_000, 0);
+    clock.here(0);
+    clock.tsc(2_000, 100);
+    clock.here(100);
+    let timeline = clock.finish();
+    let mut reader = timeline.reader();
+    assert_eq!([110, 150].map(|at| reader.at(at).map(|moment| moment.tsc.0)), [Some(2_100), Some(2_150)]);
+    assert_eq!(timeline.end(150), 2_150);
+    let mut clock = Clock::new(&config());
+    clock.tsc(2_140, 0);
+    clock.here(0);
+    clock.tsc(2_160, 10);
+    clock.here(10);
+    let mut next = clock.finish();
+    next.not_before(2_150);
+    let mut reader = next.reader();
+    assert_eq!([0, 10].map(|at| reader.at(at).map(|moment| moment.tsc.0)), [Some(2_150), Some(2_160)]);
+}

@@ -64,7 +64,7 @@ impl TimelineBuilder {
             }
         }
         let rate = if instructions == 0 { 1.0 } else { ticks as f64 / instructions as f64 };
-        Timeline { points, offs, rate }
+        Timeline { points, offs, rate, floor: 0, ceiling: None }
     }
 }
 
@@ -81,6 +81,10 @@ pub struct Timeline {
     offs: Vec<u64>,
     /// Ticks per instruction, the unit's average where flow was not interrupted.
     rate: f64,
+    /// The units before reach up to here.
+    floor: u64,
+    /// When the trace was read: nothing in it is later.
+    ceiling: Option<u64>,
 }
 
 /// A moment, and how it is known.
@@ -94,6 +98,29 @@ pub struct Moment {
 }
 
 impl Timeline {
+    /// Nothing is later than this, except what packets say.
+    pub(super) fn until(mut self, ceiling: Option<u64>) -> Self {
+        self.ceiling = ceiling;
+        self
+    }
+
+    /// Nothing is earlier than what the units before reach up to.
+    pub(crate) fn not_before(&mut self, floor: u64) {
+        self.floor = floor;
+    }
+
+    /// The last time, where the unit ends at this ordinal.
+    pub(crate) fn end(&self, ordinal: u64) -> u64 {
+        self.points.last().map_or(0, |last| self.behind(last, ordinal)).max(self.floor)
+    }
+
+    /// The time at an ordinal behind the last point.
+    fn behind(&self, last: &Point, ordinal: u64) -> u64 {
+        let ticks = (ordinal.saturating_sub(last.ordinal) as f64 * self.rate) as u64;
+        let time = last.until.saturating_add(ticks);
+        self.ceiling.map_or(time, |ceiling| time.min(ceiling.max(last.until)))
+    }
+
     /// Reads times in rising order of ordinals.
     pub fn reader(&self) -> TimeReader<'_> {
         TimeReader { timeline: self, next: 0, offs: 0, offs_end: 0 }
@@ -120,7 +147,13 @@ impl TimeReader<'_> {
     /// The time at an ordinal, which must not be lower than the one asked for before; `None` where no packet of the
     /// unit tells any time.
     pub fn at(&mut self, ordinal: u64) -> Option<Moment> {
-        let Timeline { points, offs, rate } = self.timeline;
+        let Moment { tsc, exact } = self.known_at(ordinal)?;
+        let floor = Tsc(self.timeline.floor);
+        Some(Moment { tsc: tsc.max(floor), exact: exact && tsc >= floor })
+    }
+
+    fn known_at(&mut self, ordinal: u64) -> Option<Moment> {
+        let Timeline { points, offs, rate, .. } = self.timeline;
         while let Some(point) = points.get(self.next).filter(|point| point.ordinal <= ordinal) {
             self.next += 1;
             self.offs = self.offs_end + count_below(&offs[self.offs_end..], point.ordinal);
@@ -138,7 +171,7 @@ impl TimeReader<'_> {
         }
         let since = ordinal.saturating_sub(before.ordinal);
         let Some(after) = points.get(self.next) else {
-            return inexact(before.until.saturating_add(by_rate(since)));
+            return inexact(self.timeline.behind(&before, ordinal));
         };
         let span = after.at - before.until;
         let between = &offs[self.offs..self.offs_end];
