@@ -9,12 +9,14 @@
 //! units           └─ unit ─┘└─ unit ─┘              └── unit ──┘
 //! ```
 
+use crate::clock::Clock;
+use crate::config::PtConfig;
 use crate::ledger::{Ledger, Loss, LossReason};
 use crate::packet::Packet;
 use crate::psb::{PSB, is_in_psb_plus, next_psb};
 use crate::reader::{Position, Reader, bytes_between};
 use crate::stream::{Break, Piece, TraceStream};
-use crate::units::AuxOffset;
+use crate::units::{AuxOffset, Tsc};
 
 /// Bytes of trace in a unit, about: enough to keep a worker busy for milliseconds, few enough to keep the results of
 /// the units in flight small.
@@ -103,6 +105,22 @@ fn cut_stretch(
             bytes: bytes_between(pieces, from, next) as u64,
         });
         from = next;
+    }
+}
+
+/// The time that a PSB+ tells, or the packets with which tracing starts.
+pub(crate) fn time_of(mut reader: Reader<'_, '_>, config: &PtConfig) -> Option<Tsc> {
+    let mut clock = Clock::new(config);
+    clock.set_reference(reader.reference());
+    loop {
+        match reader.read()?.ok()? {
+            (Packet::Tsc { tsc }, _) => {
+                clock.tsc(tsc, 0);
+                return clock.now();
+            }
+            (packet, len) if packet == Packet::Psb || is_in_psb_plus(packet) => _ = reader.skip(len),
+            _ => return None,
+        }
     }
 }
 

@@ -2,9 +2,11 @@
 
 use crate::graph::Graph;
 use crate::ledger::Ledger;
-use crate::plan::{Plan, Unit, plan};
+use crate::plan::{Plan, Unit, plan, time_of};
 use crate::profile::{EdgeRow, merge_rows};
+use crate::reader::Reader;
 use crate::sink::{CountOnly, Sink};
+use crate::units::Tsc;
 use crate::walk::{Context, Engine, UnitResult, Walker};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -86,7 +88,45 @@ pub fn in_order<S: Sink + Send, E>(
     new_sink: impl Fn(&Unit) -> S + Sync,
     mut fold: impl FnMut(&Unit, S, UnitResult) -> Result<(), E>,
 ) -> Result<Vec<Ledger>, E> {
-    let Plan { units, mut ledgers } = plan(contexts.iter().map(|context| context.stream), options.unit_bytes);
+    let plan = plan(contexts.iter().map(|context| context.stream), options.unit_bytes);
+    fold_units(contexts, options, plan, new_sink, |_, unit, sink, result| fold(unit, sink, result))
+}
+
+/// As [`in_order`], but over all streams by the units' times: the streams of several CPUs side by side. `fold` is told
+/// too before which time nothing will come any more; `None` where that is not known.
+pub fn in_time_order<S: Sink + Send, E>(
+    contexts: &[Context<'_, '_>],
+    options: &Options<'_>,
+    new_sink: impl Fn(&Unit) -> S + Sync,
+    mut fold: impl FnMut(&Unit, S, UnitResult, Option<Tsc>) -> Result<(), E>,
+) -> Result<Vec<Ledger>, E> {
+    let mut plan = plan(contexts.iter().map(|context| context.stream), options.unit_bytes);
+    // A unit that tells no time has that of the one before it in its stream.
+    let mut timed = Vec::with_capacity(plan.units.len());
+    let mut before = (usize::MAX, Tsc(0));
+    for unit in plan.units {
+        let context = &contexts[unit.stream];
+        let told = time_of(Reader::new(context.stream, unit.from), context.config).unwrap_or_default();
+        let time = if before.0 == unit.stream { told.max(before.1) } else { told };
+        before = (unit.stream, time);
+        timed.push((time, unit));
+    }
+    // Stable: units of a stream stay in order.
+    timed.sort_by_key(|(time, _)| *time);
+    let times: Vec<Tsc> = timed.iter().map(|(time, _)| *time).collect();
+    plan.units = timed.into_iter().map(|(_, unit)| unit).collect();
+    fold_units(contexts, options, plan, new_sink, |index, unit, sink, result| {
+        fold(unit, sink, result, times.get(index + 1).copied())
+    })
+}
+
+fn fold_units<S: Sink + Send, E>(
+    contexts: &[Context<'_, '_>],
+    options: &Options<'_>,
+    Plan { units, mut ledgers }: Plan,
+    new_sink: impl Fn(&Unit) -> S + Sync,
+    mut fold: impl FnMut(usize, &Unit, S, UnitResult) -> Result<(), E>,
+) -> Result<Vec<Ledger>, E> {
     let graphs = Mutex::new(Vec::<Graph>::new());
     let ahead = 2 * options.pool.current_num_threads();
     let (graphs, new_sink) = (&graphs, &new_sink);
@@ -95,6 +135,7 @@ pub fn in_order<S: Sink + Send, E>(
     let ledgers = options.pool.in_place_scope_fifo(|scope| {
         let mut waiting = VecDeque::with_capacity(ahead);
         let mut to_start = units.iter();
+        let mut index = 0;
         loop {
             while waiting.len() < ahead
                 && let Some(unit) = to_start.next()
@@ -120,7 +161,8 @@ pub fn in_order<S: Sink + Send, E>(
             let reached = &mut reached[unit.stream];
             result.timeline.not_before(*reached);
             *reached = result.timeline.end(result.end.ordinal);
-            fold(unit, sink, result)?;
+            fold(index, unit, sink, result)?;
+            index += 1;
         }
         Ok(ledgers)
     })?;

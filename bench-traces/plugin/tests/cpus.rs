@@ -5,14 +5,18 @@ mod kit;
 use kit::{Recording, compile, record};
 use ptflow_bench_traces::options::PtOptions;
 use ptflow_decoder::image::AddressSpaces;
-use ptflow_decoder::owners::{Owner, changes};
+use ptflow_decoder::jobs::calls::{CallStacks, CallSteps, FrameName, FrameSink};
+use ptflow_decoder::ledger::LossReason;
+use ptflow_decoder::owners::{Change, Owner, ThreadId, changes};
 use ptflow_decoder::profile::CodeAddr;
-use ptflow_decoder::run::{Options, count};
-use ptflow_decoder::units::Svma;
+use ptflow_decoder::run::{self, Options, count};
+use ptflow_decoder::units::{Ns, Svma};
 use ptflow_decoder::walk::{Context, Engine};
 use ptflow_exporters::address::AddressNames;
 use ptflow_perf_import::images::{ImageSearch, ImageStore};
+use ptflow_perf_import::symbols::FunctionNames;
 use ptflow_perf_import::{Capture, PerfFile};
+use std::collections::BTreeMap;
 
 struct Runtime<'s>(&'s AddressSpaces);
 
@@ -53,7 +57,7 @@ fn check(recording: &Recording) -> usize {
             let owners: Vec<Vec<Owner<'_>>> = changes
                 .iter()
                 .map(|changes| {
-                    let owner = |change: &ptflow_decoder::owners::Change| {
+                    let owner = |change: &Change| {
                         let task = change.thread.and_then(|thread| schedules.thread(thread));
                         let wanted = task.is_some_and(|task| task.1 == tid);
                         Owner { from: change.from, thread: change.thread, spaces: &spaces, wanted }
@@ -98,6 +102,106 @@ fn check(recording: &Recording) -> usize {
     changes
 }
 
+/// Counts the frames of each stack by name.
+struct Frames<'n> {
+    names: &'n FunctionNames,
+    opened: BTreeMap<(usize, String), u32>,
+    open: Vec<i64>,
+}
+
+impl FrameSink for Frames<'_> {
+    type Error = std::convert::Infallible;
+
+    fn open(&mut self, stack: usize, _: Ns, name: FrameName, _: bool) -> Result<(), Self::Error> {
+        if let FrameName::Function(id) = name {
+            *self.opened.entry((stack, self.names.get(id).to_owned())).or_default() += 1;
+        }
+        self.open[stack] += 1;
+        Ok(())
+    }
+
+    fn close(&mut self, stack: usize, _: Ns) -> Result<(), Self::Error> {
+        self.open[stack] -= 1;
+        assert!(self.open[stack] >= 0);
+        Ok(())
+    }
+
+    fn gap(&mut self, stack: usize, _: Ns, _: Ns, reason: LossReason) -> Result<(), Self::Error> {
+        panic!("a gap of stack {stack}: {reason:?}")
+    }
+}
+
+/// A thread that moves between CPUs has one call stack: the frames of `sharing.c` by thread, as its source says.
+fn check_calls(recording: &Recording) {
+    let file = PerfFile::open(&recording.folder().join("perf.data")).expect("our own file");
+    let capture = Capture::read(&file).expect("our own file");
+    let store = ImageStore::load(&capture, &ImageSearch::default());
+    let (images, names) = store.images_with_functions();
+    let schedules = &capture.schedules;
+    let (spaces, nothing) = (store.address_spaces(schedules.threads[0].0), AddressSpaces::default());
+    let owners: Vec<Vec<Owner<'_>>> = capture
+        .streams
+        .iter()
+        .map(|stream| {
+            let schedule = schedules.of(stream.cpu.expect("a CPU's")).expect("somebody ran");
+            let owner = |change: Change| Owner {
+                from: change.from,
+                thread: change.thread,
+                spaces: &spaces,
+                wanted: true,
+            };
+            changes(&stream.trace, &capture.config, schedule).into_iter().map(owner).collect()
+        })
+        .collect();
+    let contexts: Vec<Context<'_, '_>> = capture
+        .streams
+        .iter()
+        .zip(&owners)
+        .map(|(stream, owners)| Context {
+            stream: &stream.trace,
+            images: &images,
+            spaces: &nothing,
+            config: &capture.config,
+            owners,
+        })
+        .collect();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
+    for unit_bytes in [1, 1 << 20] {
+        let count = schedules.threads.len();
+        let frames = Frames { names: &names, opened: BTreeMap::new(), open: vec![0; count] };
+        let mut stacks = CallStacks::new(count, capture.config.time, frames);
+        let options = Options { pool: &pool, engine: Engine::Fast, unit_bytes, progress: &|_| {} };
+        run::in_time_order(
+            &contexts,
+            &options,
+            |_| CallSteps::default(),
+            |unit, steps, result, horizon| {
+                let stack = |thread: Option<ThreadId>| thread.map(|thread| thread.0 as usize);
+                stacks.take_shared(unit, &steps, &result, stack, horizon)
+            },
+        )
+        .expect("infallible");
+        let frames = stacks.finish().expect("infallible");
+        let opened = |name: &str| {
+            let of = frames.opened.iter().filter(|((_, own), _)| own == name);
+            of.map(|((stack, _), count)| (*stack, *count)).collect::<Vec<_>>()
+        };
+        let workers: Vec<usize> = opened("worker").iter().map(|(stack, _)| *stack).collect();
+        assert_eq!(opened("worker").iter().map(|(_, count)| *count).collect::<Vec<_>>(), [1; 4]);
+        assert_eq!(opened("work"), workers.iter().map(|stack| (*stack, 154)).collect::<Vec<_>>());
+        // 150 rounds, and four long ones more; each function is one thread's.
+        let mut own: Vec<(usize, u32)> = ["first", "second", "third", "fourth"]
+            .iter()
+            .flat_map(|name| {
+                assert_eq!(opened(name).len(), 1, "{name}");
+                opened(name)
+            })
+            .collect();
+        own.sort_unstable();
+        assert_eq!(own, opened("work"));
+    }
+}
+
 #[test]
 fn four_threads_on_two_cpus() {
     let program = compile("sharing.c", &[]);
@@ -111,6 +215,7 @@ fn four_threads_on_two_cpus() {
         eprintln!("{options:?}");
         let recording = record(&[program.path().to_str().expect("UTF-8")], options);
         let changes = check(&recording);
+        check_calls(&recording);
         assert!(changes > 100, "{changes} changes are no sharing");
     }
 }

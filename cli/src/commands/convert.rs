@@ -7,10 +7,12 @@ use crate::report::Outcome;
 use anyhow::Context as _;
 use ptflow_decoder::jobs::calls::{CallStacks, CallSteps, FrameName, FrameSink};
 use ptflow_decoder::ledger::LossReason;
+use ptflow_decoder::owners::ThreadId;
+use ptflow_decoder::plan::Unit;
 use ptflow_decoder::profile::CodeAddr;
 use ptflow_decoder::run;
 use ptflow_decoder::units::{ImageId, Ns};
-use ptflow_decoder::walk::Engine;
+use ptflow_decoder::walk::{Engine, UnitResult};
 use ptflow_exporters::chrome::ChromeWriter;
 use ptflow_exporters::depth::DepthGuard;
 use ptflow_exporters::gzip::Gzip;
@@ -48,28 +50,36 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     let output = SharedOutput(Rc::new(RefCell::new(Output::create(&args.output).with_context(cannot)?)));
     let timeline = timeline(format, gzip, output.clone());
     let frames = Frames::new(&loaded, &functions, timeline).with_context(cannot)?;
-    let mut stacks = CallStacks::new(contexts.len(), loaded.capture.config.time, frames);
+    let mut stacks = CallStacks::new(frames.tracks.len(), loaded.capture.config.time, frames);
     let progress = Progress::new(loaded.bytes(), args.common.quiet || args.common.no_progress);
     let add = |bytes| progress.add(bytes);
     let (mut instructions, mut units) = (0, 0);
-    let ledgers = run::in_order(
-        &contexts,
-        &load::options(&pool, Engine::Fast, &add),
-        |_| CallSteps::default(),
-        |unit, steps, result| {
-            instructions += result.end.instructions();
-            units += 1;
+    let options = load::options(&pool, Engine::Fast, &add);
+    let mut count = |result: &UnitResult| {
+        instructions += result.end.instructions();
+        units += 1;
+    };
+    let ledgers = if owners.iter().all(Vec::is_empty) {
+        run::in_order(&contexts, &options, new_steps, |unit, steps, result| {
+            count(&result);
             stacks.take(unit, &steps, &result)
-        },
-    )
+        })
+    } else {
+        run::in_time_order(&contexts, &options, new_steps, |unit, steps, result, horizon| {
+            count(&result);
+            let stack = |thread| stack_of(&loaded, contexts.len(), unit.stream, thread);
+            stacks.take_shared(unit, &steps, &result, stack, horizon)
+        })
+    }
     .with_context(cannot)?;
     let frames = stacks.finish().with_context(cannot)?;
     drop(progress);
     let slices = frames.slices;
+    let threads = frames.tracks.iter().flatten().count();
     frames.timeline.finish().with_context(cannot)?;
     output.commit().with_context(cannot)?;
     if !args.common.quiet {
-        eprintln!("ptflow: {slices} slices of {} threads in {}", contexts.len(), args.output.display());
+        eprintln!("ptflow: {slices} slices of {threads} threads in {}", args.output.display());
     }
     Outcome {
         bytes_in: loaded.bytes(),
@@ -81,6 +91,17 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
         threads: pool.current_num_threads(),
     }
     .tell(started, args.common.report.as_deref(), args.common.quiet)
+}
+
+fn new_steps(_: &Unit) -> CallSteps {
+    CallSteps::default()
+}
+
+/// The stack of a thread of a CPU's stream: behind those of the streams, which are for what is nobody's. `None` for what
+/// was not asked for.
+fn stack_of(loaded: &Loaded<'_>, streams: usize, stream: usize, thread: Option<ThreadId>) -> Option<usize> {
+    let stack = thread.map_or(stream, |thread| streams + thread.0 as usize);
+    loaded.running(thread).wanted.then_some(stack)
 }
 
 /// The format that a file's name asks for, and whether it is to be compressed.
@@ -147,7 +168,10 @@ struct Frames<'n> {
     images: Vec<String>,
     names: HashMap<(FrameName, bool), Name>,
     gap_names: HashMap<LossReason, Name>,
-    tracks: Vec<Track>,
+    /// One for each stack, made when its first frame comes.
+    tracks: Vec<Option<Track>>,
+    /// Process, thread and name of each stack.
+    stacks: Vec<(u32, u32, String)>,
     /// The tracks of holes, made when the first one comes.
     gaps: Vec<Option<Track>>,
     slices: u64,
@@ -160,19 +184,32 @@ impl<'n> Frames<'n> {
         mut timeline: Box<dyn Timeline>,
     ) -> io::Result<Self> {
         let capture = &loaded.capture;
-        let pids: BTreeSet<_> = loaded.streams().filter_map(|stream| stream.pid).collect();
+        let threads = &capture.schedules.threads;
+        let of_threads = threads.iter().map(|(pid, _)| *pid);
+        let pids: BTreeSet<_> = loaded.streams().filter_map(|stream| stream.pid).chain(of_threads).collect();
         for pid in &pids {
             let name = capture.processes.get(*pid).map_or("", |process| process.comm.as_str());
             timeline.process(pid.0, name)?;
         }
-        let mut tracks = Vec::new();
+        let mut stacks = Vec::new();
         for stream in loaded.streams() {
             let (pid, tid) = (stream.pid.map_or(0, |pid| pid.0), stream.tid.map_or(stream.idx, |tid| tid.0));
             let name = match (stream.pid, stream.tid) {
                 (Some(pid), Some(tid)) => capture.thread_name(pid, tid).to_owned(),
                 _ => stream.name(),
             };
-            tracks.push(timeline.thread(pid, tid, &name)?);
+            stacks.push((pid, tid, name));
+        }
+        let streams = stacks.len();
+        stacks.extend(
+            threads.iter().map(|&(pid, tid)| (pid.0, tid.0, capture.thread_name(pid, tid).to_owned())),
+        );
+        let mut tracks = vec![None; stacks.len()];
+        // A thread's stream is a thread, even if nothing is in it; of CPUs only those tracks are made that are needed.
+        if !capture.info.per_cpu {
+            for (track, (pid, tid, name)) in tracks.iter_mut().zip(&stacks).take(streams) {
+                *track = Some(timeline.thread(*pid, *tid, name)?);
+            }
         }
         let images = (0..loaded.store.image_count()).map(|id| {
             let file = loaded.store.file(ImageId(id)).map_or("?", |file| file.mapped.path.as_str());
@@ -185,9 +222,20 @@ impl<'n> Frames<'n> {
             gap_names: HashMap::new(),
             gaps: vec![None; tracks.len()],
             tracks,
+            stacks,
             timeline,
             slices: 0,
         })
+    }
+
+    fn track(&mut self, stack: usize) -> io::Result<Track> {
+        if let Some(track) = self.tracks[stack] {
+            return Ok(track);
+        }
+        let (pid, tid, name) = &self.stacks[stack];
+        let track = self.timeline.thread(*pid, *tid, name)?;
+        self.tracks[stack] = Some(track);
+        Ok(track)
     }
 
     fn name(&mut self, frame: FrameName, inferred: bool) -> Name {
@@ -219,18 +267,21 @@ impl FrameSink for Frames<'_> {
     fn open(&mut self, stream: usize, at: Ns, name: FrameName, inferred: bool) -> io::Result<()> {
         let name = self.name(name, inferred);
         self.slices += 1;
-        self.timeline.begin(self.tracks[stream], at.0, name)
+        let track = self.track(stream)?;
+        self.timeline.begin(track, at.0, name)
     }
 
     fn close(&mut self, stream: usize, at: Ns) -> io::Result<()> {
-        self.timeline.end(self.tracks[stream], at.0, 0)
+        let track = self.track(stream)?;
+        self.timeline.end(track, at.0, 0)
     }
 
     fn gap(&mut self, stream: usize, from: Ns, to: Ns, reason: LossReason) -> io::Result<()> {
         let track = match self.gaps[stream] {
             Some(track) => track,
             None => {
-                let track = self.timeline.notes(self.tracks[stream], "trace state")?;
+                let of = self.track(stream)?;
+                let track = self.timeline.notes(of, "trace state")?;
                 self.gaps[stream] = Some(track);
                 track
             }

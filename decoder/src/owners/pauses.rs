@@ -5,7 +5,7 @@ use super::{RanUpTo, Schedule, ThreadId};
 use crate::clock::Clock;
 use crate::config::PtConfig;
 use crate::packet::{IpPayload, LastIp, Packet};
-use crate::plan;
+use crate::plan::{self, time_of};
 use crate::reader::{Position, Reader};
 use crate::stream::{Break, TraceStream};
 use crate::units::{AuxOffset, Ip, Tsc};
@@ -87,22 +87,6 @@ pub(super) fn find(
         first += count;
     }
     scan.finish();
-}
-
-/// The time that a PSB+ tells.
-fn time_of(mut reader: Reader<'_, '_>, config: &PtConfig) -> Option<Tsc> {
-    let mut clock = Clock::new(config);
-    clock.set_reference(reader.reference());
-    loop {
-        match reader.read()?.ok()? {
-            (Packet::Tsc { tsc }, _) => {
-                clock.tsc(tsc, 0);
-                return clock.now();
-            }
-            (Packet::PsbEnd, _) => return None,
-            (_, len) => reader.skip(len),
-        };
-    }
 }
 
 struct Scan<'s> {

@@ -15,27 +15,52 @@
 //!   function's first instruction (a signal handler), that function opens on top; if in the middle of a function that
 //!   has a frame below, the frames above it end.
 //! - A gap ends all frames where flow was lost.
+//!
+//! A CPU's units are of several threads: `shared.rs` hands each thread its own steps, in order of time.
+
+mod shared;
 
 use crate::config::TscConversion;
 use crate::graph::{Exit, NOWHERE, NodeId};
 use crate::image::FunctionId;
 use crate::ledger::LossReason;
+use crate::owners::ThreadId;
 use crate::plan::Unit;
 use crate::profile::{CodeAddr, EdgeKind};
 use crate::sink::{Branch, Event, Leave, Mark, Off, Run, Sink, Site};
 use crate::units::{ImageId, Ns};
 use crate::walk::UnitResult;
+use shared::Shared;
 
 /// Something that may change the stack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Step {
-    Call { to: Site, returns_to: CodeAddr },
-    Return { to: Site },
-    Jump { to: Site, indirect: bool },
-    Off { why: Off },
-    On { at: Site },
-    Sync { at: Site },
-    Gap { reason: LossReason, begin: u64 },
+    Call {
+        to: Site,
+        returns_to: CodeAddr,
+    },
+    Return {
+        to: Site,
+    },
+    Jump {
+        to: Site,
+        indirect: bool,
+    },
+    Off {
+        why: Off,
+    },
+    On {
+        at: Site,
+    },
+    Sync {
+        at: Site,
+    },
+    Gap {
+        reason: LossReason,
+        begin: u64,
+    },
+    /// What comes now is this thread's.
+    Owner(Option<ThreadId>),
 }
 
 /// Collects the steps of one unit.
@@ -137,7 +162,8 @@ impl Sink for CallSteps {
             Event::Sync { at } => self.push(mark, Step::Sync { at }),
             Event::Enabled { at, .. } => self.push(mark, Step::On { at }),
             Event::Disabled { why, .. } => self.push(mark, Step::Off { why }),
-            Event::Told { .. } | Event::Owner { .. } => {}
+            Event::Told { .. } => {}
+            Event::Owner { thread } => self.push(mark, Step::Owner(thread)),
             // A traced handler runs on top of what it interrupted; its IRET is a far jump back into it.
             Event::Async { from, to } => self.push(mark, Step::Call { to, returns_to: from.addr }),
             Event::Gap { reason, begin, .. } => {
@@ -164,7 +190,7 @@ pub enum FrameName {
     Untraced,
 }
 
-/// Takes the frames of all streams, each stream's in order.
+/// Takes the frames of all stacks, each stack's in order: a stack for each stream, or for each thread.
 pub trait FrameSink {
     /// Why a frame could not be taken.
     type Error;
@@ -198,13 +224,14 @@ pub struct CallStacks<F> {
     sink: F,
     time: Option<TscConversion>,
     stacks: Vec<Stack>,
+    shared: Shared,
 }
 
 impl<F: FrameSink> CallStacks<F> {
-    /// Stacks for so many streams. Without a conversion, times are TSC ticks; without any timing packet they are
+    /// So many stacks: one for each stream, unless [`Self::take_shared`] is told otherwise. Without a conversion, times are TSC ticks; without any timing packet they are
     /// instructions.
-    pub fn new(streams: usize, time: Option<TscConversion>, sink: F) -> Self {
-        Self { sink, time, stacks: vec![Stack::default(); streams] }
+    pub fn new(stacks: usize, time: Option<TscConversion>, sink: F) -> Self {
+        Self { sink, time, stacks: vec![Stack::default(); stacks], shared: Shared::default() }
     }
 
     /// Takes the next unit of its stream.
@@ -240,6 +267,7 @@ impl<F: FrameSink> CallStacks<F> {
 
     /// Ends all frames and gives the sink back.
     pub fn finish(mut self) -> Result<F, F::Error> {
+        self.hand_out(None)?;
         for (stream, stack) in self.stacks.iter_mut().enumerate() {
             Fold { stack, sink: &mut self.sink, stream }.close_all()?;
         }
@@ -266,6 +294,7 @@ impl<F: FrameSink> Fold<'_, F> {
             }
             Step::On { at } => self.on(at),
             Step::Sync { at } => self.settle(at),
+            Step::Owner(_) => Ok(()),
             Step::Gap { reason, .. } => {
                 self.sink.gap(self.stream, gap_from.unwrap_or(self.stack.now), self.stack.now, reason)
             }

@@ -1,0 +1,135 @@
+//! Units of CPUs, to the stacks of the threads that ran there.
+//!
+//! A thread's stretches on several CPUs come in any order of CPUs; they wait until no earlier one can come any more.
+
+use super::{CallStacks, CallSteps, Fold, FrameSink, Step};
+use crate::owners::ThreadId;
+use crate::plan::Unit;
+use crate::sink::Mark;
+use crate::units::{Ns, Tsc};
+use crate::walk::UnitResult;
+use std::collections::BTreeMap;
+
+/// What one thread did on one CPU without a break.
+#[derive(Clone, Debug)]
+struct Stretch {
+    stack: usize,
+    /// The trace before it is missing.
+    broken: bool,
+    /// Each with its time, and a gap with the time of its begin.
+    steps: Vec<(Ns, Step, Option<Ns>)>,
+    end: Ns,
+}
+
+/// What waits, and where each CPU stands.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Shared {
+    /// By time, stream and order in the stream.
+    waiting: BTreeMap<(Ns, usize, u64), Stretch>,
+    sequence: u64,
+    streams: BTreeMap<usize, Stream>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Stream {
+    /// The stack of the thread that ran last.
+    last: Option<usize>,
+    /// The latest time.
+    now: Ns,
+    instructions: u64,
+}
+
+impl<F: FrameSink> CallStacks<F> {
+    /// Takes the next unit of a CPU's stream. `stack` gives the stack of a thread, `None` for one that is not wanted. No
+    /// unit that comes later holds anything from before `horizon`.
+    pub fn take_shared(
+        &mut self,
+        unit: &Unit,
+        steps: &CallSteps,
+        result: &UnitResult,
+        stack: impl Fn(Option<ThreadId>) -> Option<usize>,
+        horizon: Option<Tsc>,
+    ) -> Result<(), F::Error> {
+        let time = self.time;
+        let stream = self.shared.streams.entry(unit.stream).or_default();
+        let mut times = result.timeline.reader();
+        let mut now = stream.now;
+        let mut ns = |mark: Mark| {
+            let at = match times.at(mark.ordinal) {
+                Some(moment) => time.map_or(Ns(moment.tsc.0), |time| time.to_ns(moment.tsc)),
+                None => Ns(stream.instructions + mark.instructions()),
+            };
+            now = now.max(at);
+            now
+        };
+        let mut done = Vec::new();
+        let new = |stack| Stretch { stack, broken: false, steps: Vec::new(), end: Ns(0) };
+        let mut current = stream.last.map(new);
+        if let Some(current) = current.as_mut().filter(|_| unit.after_break) {
+            current.broken = true;
+            current.end = ns(Mark::default());
+        }
+        for (mark, step) in &steps.steps {
+            if let Step::Owner(thread) = step {
+                let next = stack(*thread);
+                if next != current.as_ref().map(|current| current.stack) {
+                    done.extend(current.take());
+                    current = next.map(new);
+                }
+                continue;
+            }
+            let gap_from = match step {
+                Step::Gap { begin, .. } => Some(ns(Mark { ordinal: *begin, ..*mark })),
+                _ => None,
+            };
+            let at = ns(*mark);
+            if let Some(current) = &mut current {
+                current.steps.push((at, *step, gap_from));
+                current.end = at;
+            }
+        }
+        let end = ns(result.end);
+        stream.last = current.as_ref().map(|current| current.stack);
+        if let Some(mut current) = current {
+            current.end = end;
+            done.push(current);
+        }
+        stream.now = end;
+        stream.instructions += result.end.instructions();
+        for stretch in done {
+            let start = stretch.steps.first().map_or(stretch.end, |step| step.0);
+            self.shared.sequence += 1;
+            self.shared.waiting.insert((start, unit.stream, self.shared.sequence), stretch);
+        }
+        let horizon = horizon.map(|tsc| time.map_or(Ns(tsc.0), |time| time.to_ns(tsc)));
+        match horizon {
+            Some(horizon) => self.hand_out(Some(horizon)),
+            None => Ok(()),
+        }
+    }
+
+    /// Hands out what began before a time, or everything.
+    pub(super) fn hand_out(&mut self, before: Option<Ns>) -> Result<(), F::Error> {
+        while let Some(first) = self.shared.waiting.first_entry()
+            && before.is_none_or(|before| first.key().0 < before)
+        {
+            let Stretch { stack: index, broken, steps, end } = first.remove();
+            let Some(stack) = self.stacks.get_mut(index) else { continue };
+            let mut fold = Fold { stack, sink: &mut self.sink, stream: index };
+            if broken {
+                fold.close_all()?;
+            }
+            for (at, step, gap_from) in steps {
+                if let Some(from) = gap_from {
+                    fold.stack.now = from.max(fold.stack.now);
+                    fold.close_all()?;
+                }
+                let from = fold.stack.now;
+                fold.stack.now = at.max(from);
+                fold.step(step, gap_from.map(|_| from))?;
+            }
+            fold.stack.now = end.max(fold.stack.now);
+        }
+        Ok(())
+    }
+}
