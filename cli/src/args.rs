@@ -21,12 +21,14 @@ pub enum Verb {
     Profile(ProfileArgs),
     /// What is in the trace, one line each
     Dump(DumpArgs),
+    /// The capture with every image and symbol file it needs, to decode on another machine
+    Bundle(BundleArgs),
 }
 
 /// What every verb takes.
 #[derive(ClapArgs, Debug)]
 pub struct Common {
-    /// A perf.data file or directory, or `-` for standard input
+    /// A perf.data file or directory, a bundle, or `-` for standard input
     pub capture: PathBuf,
     /// Look for images below this folder first (as perf's --symfs); may be given several times
     #[arg(long, value_name = "DIR")]
@@ -61,6 +63,15 @@ pub struct InfoArgs {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(ClapArgs, Debug)]
+pub struct BundleArgs {
+    #[command(flatten)]
+    pub common: Common,
+    /// The folder to make; it can be read like any capture
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
 }
 
 #[derive(ClapArgs, Debug)]

@@ -7,11 +7,12 @@ use ptflow_decoder::owners::{Change, Owner, ThreadId, changes};
 use ptflow_decoder::run::Options;
 use ptflow_decoder::walk::{Context, Engine};
 use ptflow_perf_import::images::{ImageFile, ImageSearch, ImageStore, Status};
+use ptflow_perf_import::record::Sample;
 use ptflow_perf_import::streams::PtStream;
 use ptflow_perf_import::{Capture, PerfFile, Pid, Tid};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// An opened capture.
 pub struct Loaded<'m> {
@@ -31,17 +32,47 @@ pub struct Loaded<'m> {
 struct Wanted {
     thread: Option<u32>,
     process: Option<String>,
+    cpu: Option<u32>,
+}
+
+impl Wanted {
+    /// True where any thread of the CPUs' streams is asked for.
+    fn is_of(&self, capture: &Capture<'_>) -> bool {
+        let mut threads = capture.schedules.threads.iter();
+        self.thread.is_none() && self.process.is_none()
+            || threads.any(|(pid, tid)| self.holds(capture, *pid, *tid))
+    }
+
+    fn holds(&self, capture: &Capture<'_>, pid: Pid, tid: Tid) -> bool {
+        self.thread.is_none_or(|wanted| wanted == tid.0)
+            && self.process.as_ref().is_none_or(|wanted| is_process(capture, pid, wanted))
+    }
 }
 
 impl<'m> Loaded<'m> {
     /// Reads a mapped file and finds its images.
     pub fn new(file: &'m PerfFile, args: &Common) -> anyhow::Result<Self> {
+        let this = Self::silent(file, args)?;
+        if !args.quiet {
+            this.warn();
+        }
+        Ok(this)
+    }
+
+    /// As [`Self::new`], without a word of what is wrong with the file and its images: for who says it himself.
+    pub fn silent(file: &'m PerfFile, args: &Common) -> anyhow::Result<Self> {
         let capture = Capture::read(file)?;
-        let store = ImageStore::load(&capture, &ImageSearch::new(args.images.clone()));
+        let store = ImageStore::load(&capture, &search(args));
         let chosen: Vec<usize> = (0..capture.streams.len())
             .filter(|index| is_chosen(&capture, &capture.streams[*index], args))
             .collect();
-        if chosen.is_empty() {
+        let wanted = Wanted { thread: args.thread, process: args.process.clone(), cpu: args.cpu };
+        let nothing = match capture.streams.is_empty() {
+            // Branch stacks: what is chosen is for each sample to say.
+            true => false,
+            false => chosen.is_empty() || capture.info.per_cpu && !wanted.is_of(&capture),
+        };
+        if nothing {
             bail!(
                 "no trace in {} is of the thread, process or CPU asked for; see what there is: ptflow info",
                 args.capture.display()
@@ -53,13 +84,30 @@ impl<'m> Loaded<'m> {
             .chain(capture.schedules.threads.iter().map(|(pid, _)| Some(*pid)))
             .map(|pid| (pid, pid.map(|pid| store.address_spaces(pid)).unwrap_or_default()))
             .collect();
-        let wanted = Wanted { thread: args.thread, process: args.process.clone() };
         let nothing_mapped = AddressSpaces::default();
-        let this = Self { capture, store, chosen, spaces, wanted, nothing_mapped };
-        if !args.quiet {
-            this.warn();
+        Ok(Self { capture, store, chosen, spaces, wanted, nothing_mapped })
+    }
+
+    /// There is no Intel PT, only branch stacks.
+    pub fn is_branch_stacks_only(&self) -> bool {
+        self.capture.streams.is_empty()
+    }
+
+    /// Refuses branch stacks for a job that wants the whole flow.
+    pub fn needs_trace(&self) -> anyhow::Result<()> {
+        if self.is_branch_stacks_only() {
+            bail!(
+                "{} holds branch stacks and no Intel PT; of those there are: ptflow info, ptflow dump branches",
+                self.capture.name()
+            );
         }
-        Ok(this)
+        Ok(())
+    }
+
+    /// The sample is of a thread, process and CPU that is asked for.
+    pub fn is_sample_wanted(&self, sample: &Sample<'_>) -> bool {
+        sample.task.map_or(self.wanted == Wanted::default(), |task| self.is_wanted(task))
+            && self.wanted.cpu.is_none_or(|cpu| sample.cpu.is_some_and(|own| own.0 == cpu))
     }
 
     /// Says what is wrong with the file and its images.
@@ -139,14 +187,15 @@ impl<'m> Loaded<'m> {
         Running {
             task,
             spaces: self.spaces.get(&task.map(|task| task.0)).unwrap_or(&self.nothing_mapped),
-            wanted: task.map_or(self.wanted == Wanted::default(), |task| self.is_wanted(task)),
+            wanted: task.map_or(self.wanted.thread.is_none() && self.wanted.process.is_none(), |task| {
+                self.is_wanted(task)
+            }),
         }
     }
 
     /// The thread is asked for.
     fn is_wanted(&self, (pid, tid): (Pid, Tid)) -> bool {
-        self.wanted.thread.is_none_or(|wanted| wanted == tid.0)
-            && self.wanted.process.as_ref().is_none_or(|wanted| is_process(&self.capture, pid, wanted))
+        self.wanted.holds(&self.capture, pid, tid)
     }
 
     /// The address spaces of the one process whose streams were chosen.
@@ -223,7 +272,41 @@ pub fn open(args: &Common) -> anyhow::Result<PerfFile> {
     if args.capture == Path::new("-") {
         return Ok(PerfFile::read(Path::new("standard input"), std::io::stdin().lock())?);
     }
-    Ok(PerfFile::open(&args.capture)?)
+    Ok(PerfFile::open(&bundled(&args.capture).map_or(args.capture.clone(), |bundle| bundle.capture))?)
+}
+
+/// The folders of a bundle.
+pub struct Bundle {
+    /// The capture in it.
+    pub capture: PathBuf,
+    /// Its images.
+    pub images: PathBuf,
+}
+
+impl Bundle {
+    /// Of that folder.
+    pub fn at(folder: &Path) -> Self {
+        Self { capture: folder.join("perf.data"), images: folder.join("images") }
+    }
+}
+
+/// The bundle at a path, where there is one.
+pub fn bundled(path: &Path) -> Option<Bundle> {
+    let bundle = Bundle::at(path);
+    (bundle.images.is_dir() && bundle.capture.exists()).then_some(bundle)
+}
+
+/// Where images are looked for. Those of a bundle are all there are, but for folders that are named: it is decoded as on
+/// the machine that it comes from, whatever this one has.
+fn search(args: &Common) -> ImageSearch {
+    let mut roots = args.images.clone();
+    match bundled(&args.capture) {
+        Some(bundle) => {
+            roots.push(bundle.images);
+            ImageSearch { roots, only_roots: true, ..ImageSearch::default() }
+        }
+        None => ImageSearch::new(roots),
+    }
 }
 
 /// The threads to work on.

@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         args::Verb::Convert(args) => commands::convert::run(args),
         args::Verb::Profile(args) => commands::profile::run(args),
         args::Verb::Dump(args) => commands::dump::run(args),
+        args::Verb::Bundle(args) => commands::bundle::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -73,6 +73,8 @@ pub struct Capture<'m> {
     pub processes: Processes,
     /// Who came to a CPU and left it, in order of time.
     pub switches: Vec<SwitchEvent>,
+    /// How many of them samples of the tracepoint sched:sched_switch tell.
+    pub sched_switches: u64,
     /// For a trace by CPU: who ran when.
     pub schedules: Schedules,
     /// The machine.
@@ -120,6 +122,7 @@ impl<'m> Capture<'m> {
             .map(|entry| (entry.filename, entry.id))
             .collect();
         let (processes, mut switches) = sideband.finish(file.events(), &build_ids);
+        let sched_switch_samples = sched_switches.len() as u64;
         switches.extend(sched_switches);
         switches.sort_by_key(|switch| switch.time);
         let machine = machine(file);
@@ -150,6 +153,7 @@ impl<'m> Capture<'m> {
             branch_stacks,
             processes,
             switches,
+            sched_switches: sched_switch_samples,
             schedules,
             machine,
             records: kinds,
@@ -157,6 +161,11 @@ impl<'m> Capture<'m> {
             time,
             notes,
         })
+    }
+
+    /// What to call the capture: where it is.
+    pub fn name(&self) -> String {
+        self.file.path().display().to_string()
     }
 
     /// Bytes of trace.

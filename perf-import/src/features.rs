@@ -154,6 +154,16 @@ pub fn write_auxtrace_index(records: &[(FileOffset, u64)]) -> Vec<u8> {
     out
 }
 
+/// The length of a build id whose length is not told. perf before 5.10 pads shorter ones with zeros (as `ld
+/// --build-id=fast` makes them); one of 20 bytes does not end in so many.
+fn unpadded(id: &[u8]) -> usize {
+    const MANY: usize = 4;
+    let len = id.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    // Build ids have 8, 16 or 20 bytes: a short one may itself end in a zero.
+    let len = [8, 16].into_iter().find(|usual| len <= *usual).unwrap_or(id.len());
+    if id.len() - len >= MANY { len } else { id.len() }
+}
+
 /// An entry of BUILD_ID.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BuildId<'m> {
@@ -184,7 +194,10 @@ impl<'m> BuildId<'m> {
         let pid = Pid(body.u32()?);
         let mut id = Fields(body.take(24)?);
         let bytes = id.take(20)?;
-        let len = if misc & misc::BUILD_ID_SIZE != 0 { usize::from(id.u8()?).min(20) } else { 20 };
+        let len = match misc & misc::BUILD_ID_SIZE {
+            0 => unpadded(bytes),
+            _ => usize::from(id.u8()?).min(20),
+        };
         let kernel = misc & misc::CPUMODE_MASK == misc::KERNEL;
         Some(Self { kernel, pid, id: &bytes[..len], filename: until_nul(body.0) })
     }

@@ -42,6 +42,7 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     let (format, gzip) = format_of(&args.output)?;
     let file = load::open(&args.common)?;
     let loaded = Loaded::new(&file, &args.common)?;
+    loaded.needs_trace()?;
     let pool = load::pool(&args.common)?;
     let (images, functions) = loaded.store.images_with_functions();
     let owners = loaded.owners(&pool);

@@ -26,10 +26,16 @@ pub fn run(args: &DumpArgs) -> anyhow::Result<()> {
     }
     let file = load::open(&args.common)?;
     let loaded = Loaded::new(&file, &args.common)?;
+    if args.what != DumpWhat::Branches {
+        loaded.needs_trace()?;
+    }
     let cannot = || format!("cannot write {}", args.output.display());
     let output = Output::create(&args.output).with_context(cannot)?;
     let output = match args.what {
         DumpWhat::Packets => packets(&loaded, output),
+        DumpWhat::Branches if loaded.is_branch_stacks_only() => {
+            super::branch_stacks::dump(args, &loaded, output)
+        }
         DumpWhat::Branches => branches(args, &loaded, output),
         DumpWhat::Instructions => super::instructions::dump(args, &loaded, output),
     }?;

@@ -1,36 +1,50 @@
 //! `ptflow info`.
 
-use crate::args::InfoArgs;
+use crate::args::{Common, InfoArgs};
 use crate::load::{self, Loaded};
 use anyhow::Context as _;
 use ptflow_decoder::packet::Packet;
 use ptflow_decoder::plan::plan;
 use ptflow_decoder::reader::Reader;
 use ptflow_decoder::units::Tsc;
+use ptflow_perf_import::PerfFile;
 use ptflow_perf_import::images::Status;
-use ptflow_perf_import::record::kind;
+use ptflow_perf_import::record::{branch_sample_type, kind};
 use serde::Serialize;
 use std::io::Write;
 
 #[derive(Serialize, Debug)]
 struct Info {
     file: String,
+    form: String,
     file_bytes: u64,
     cpu: Option<String>,
     cpuid: Option<String>,
     hostname: Option<String>,
     kernel: Option<String>,
     command: Option<String>,
-    settings: Settings,
+    /// `None` where there is no Intel PT.
+    settings: Option<Settings>,
+    branch_stacks: Option<BranchStacks>,
     pt_bytes: u64,
     first_pt_ns: Option<u64>,
     record_time_ns: Option<(u64, u64)>,
+    switches: Option<String>,
     streams: Vec<Stream>,
     processes: Vec<Process>,
     images: Vec<Image>,
     losses: Vec<Loss>,
     notes: Vec<String>,
     lost_records: u64,
+}
+
+#[derive(Serialize, Debug)]
+struct BranchStacks {
+    samples: u64,
+    entries: u64,
+    depth: u64,
+    /// What branches were asked for, in the words of perf's `-j`.
+    branches: Vec<&'static str>,
 }
 
 #[derive(Serialize, Debug)]
@@ -67,7 +81,9 @@ struct Image {
     path: String,
     build_id: Option<String>,
     status: &'static str,
+    kernel: bool,
     found: Option<String>,
+    symbols: Option<String>,
     looked: Vec<String>,
 }
 
@@ -82,8 +98,8 @@ struct Loss {
 /// Runs the verb.
 pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
     let file = load::open(&args.common)?;
-    let loaded = Loaded::new(&file, &args.common)?;
-    let info = gather(&file, &loaded);
+    let loaded = Loaded::silent(&file, &args.common)?;
+    let info = gather(&args.common, &file, &loaded);
     let mut out = std::io::stdout().lock();
     if args.json {
         serde_json::to_writer_pretty(&mut out, &info).context("cannot write to standard output")?;
@@ -94,7 +110,7 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn gather(file: &ptflow_perf_import::PerfFile, loaded: &Loaded<'_>) -> Info {
+fn gather(args: &Common, file: &PerfFile, loaded: &Loaded<'_>) -> Info {
     let capture = &loaded.capture;
     let config = &capture.config;
     let outside = plan(loaded.streams().map(|stream| &stream.trace), usize::MAX);
@@ -143,18 +159,21 @@ fn gather(file: &ptflow_perf_import::PerfFile, loaded: &Loaded<'_>) -> Info {
             }
             Status::NoFile => ("no file", None, Vec::new()),
         };
-        Image { path: mapped.path.clone(), build_id, status, found, looked }
+        let symbols = image.debug_path().map(|path| path.display().to_string());
+        let (path, kernel) = (mapped.path.clone(), mapped.kernel);
+        Image { path, build_id, status, kernel, found, symbols, looked }
     });
     let lost = [kind::LOST, kind::LOST_SAMPLES, kind::AUXTRACE_ERROR];
     Info {
-        file: file.path().display().to_string(),
+        file: args.capture.display().to_string(),
+        form: form(args, file, loaded),
         file_bytes: file.len(),
         cpu: capture.machine.cpudesc.clone(),
         cpuid: capture.machine.cpuid.clone(),
         hostname: capture.machine.hostname.clone(),
         kernel: capture.machine.osrelease.clone(),
         command: capture.machine.cmdline.clone(),
-        settings: Settings {
+        settings: (!loaded.is_branch_stacks_only()).then(|| Settings {
             tsc: config.tsc,
             mtc_period: config.mtc.then_some(config.mtc_period),
             cyc: config.cyc,
@@ -165,10 +184,12 @@ fn gather(file: &ptflow_perf_import::PerfFile, loaded: &Loaded<'_>) -> Info {
             per_cpu: capture.info.per_cpu,
             snapshot: capture.info.snapshot,
             filter: capture.info.filter.clone(),
-        },
+        }),
+        branch_stacks: branch_stacks(file, loaded),
         pt_bytes: loaded.bytes(),
         first_pt_ns: first_pt.and_then(|tsc| config.time.map(|time| time.to_ns(tsc).0)),
         record_time_ns: capture.time,
+        switches: capture.info.per_cpu.then(|| switches(loaded)),
         streams: loaded
             .streams()
             .map(|stream| Stream {
@@ -194,25 +215,89 @@ fn gather(file: &ptflow_perf_import::PerfFile, loaded: &Loaded<'_>) -> Info {
     }
 }
 
+impl Settings {
+    fn words(&self) -> Vec<String> {
+        let s = self;
+        let mut settings = Vec::new();
+        settings.push(if s.tsc { "tsc".to_owned() } else { "no time".to_owned() });
+        settings.extend(s.mtc_period.map(|period| format!("mtc (period {period})")));
+        settings.extend(s.cyc.then(|| "cyc".to_owned()));
+        settings.push(if s.ret_compression { "ret compression" } else { "no ret compression" }.to_owned());
+        settings.push(if s.per_cpu { "a stream a CPU" } else { "a stream a thread" }.to_owned());
+        settings.extend(s.snapshot.then(|| "snapshots".to_owned()));
+        settings.extend((!s.branches).then(|| "NO BRANCHES".to_owned()));
+        settings.extend((!s.filter.is_empty()).then(|| format!("filter {}", s.filter)));
+        settings
+    }
+}
+
+/// What kind of capture it is.
+fn form(args: &Common, file: &PerfFile, loaded: &Loaded<'_>) -> String {
+    let mut form = match () {
+        () if load::bundled(&args.capture).is_some() => "bundle",
+        () if file.path().is_dir() => "perf.data directory",
+        () if file.is_pipe() => "stream of a pipe",
+        () => "perf.data file",
+    }
+    .to_owned();
+    let compressed = [kind::COMPRESSED, kind::COMPRESSED2].iter();
+    if compressed.filter_map(|kind| loaded.capture.records.get(kind)).sum::<u64>() > 0 {
+        form.push_str(", compressed");
+    }
+    if file.kernel().is_some() {
+        form.push_str(", with kcore");
+    }
+    form
+}
+
+fn branch_stacks(file: &PerfFile, loaded: &Loaded<'_>) -> Option<BranchStacks> {
+    let sums = loaded.capture.branch_stacks;
+    let asked =
+        file.events().iter().map(|event| event.attr.branch_sample_type).fold(0, |all, bits| all | bits);
+    (sums.samples > 0).then(|| BranchStacks {
+        samples: sums.samples,
+        entries: sums.entries,
+        depth: sums.depth,
+        branches: branch_sample_type::names(asked),
+    })
+}
+
+/// By what the threads of CPUs are told apart.
+fn switches(loaded: &Loaded<'_>) -> String {
+    let capture = &loaded.capture;
+    let count = |kind: u32| capture.records.get(&kind).copied().unwrap_or(0);
+    let by = [
+        (count(kind::SWITCH_CPU_WIDE), "SWITCH_CPU_WIDE records"),
+        (count(kind::SWITCH), "SWITCH records"),
+        (capture.sched_switches, "sched:sched_switch samples"),
+        (count(kind::ITRACE_START), "ITRACE_START records"),
+    ];
+    let by: Vec<String> =
+        by.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+    match by.is_empty() {
+        true => "no record tells who ran: record with --switch-events".to_owned(),
+        false => by.join(", "),
+    }
+}
+
 fn print(info: &Info, out: &mut impl Write) -> std::io::Result<()> {
     let line = |out: &mut dyn Write, key: &str, value: &str| writeln!(out, "{key:<12}{value}");
     let seconds = |ns: u64| format!("{}.{:09} s", ns / 1_000_000_000, ns % 1_000_000_000);
     let or = |value: &Option<String>| value.clone().unwrap_or_else(|| "not known".to_owned());
-    line(out, "file", &format!("{}, {}", info.file, size(info.file_bytes)))?;
+    line(out, "file", &format!("{}, {}, {}", info.file, info.form, size(info.file_bytes)))?;
     line(out, "CPU", &format!("{} ({})", or(&info.cpu), or(&info.cpuid)))?;
     line(out, "recorded", &format!("{} on {}", or(&info.command), or(&info.kernel)))?;
-    let s = &info.settings;
-    let mut settings = Vec::new();
-    settings.push(if s.tsc { "tsc".to_owned() } else { "no time".to_owned() });
-    settings.extend(s.mtc_period.map(|period| format!("mtc (period {period})")));
-    settings.extend(s.cyc.then(|| "cyc".to_owned()));
-    settings.push(if s.ret_compression { "ret compression" } else { "no ret compression" }.to_owned());
-    settings.push(if s.per_cpu { "a stream a CPU" } else { "a stream a thread" }.to_owned());
-    settings.extend(s.snapshot.then(|| "snapshots".to_owned()));
-    settings.extend((!s.branches).then(|| "NO BRANCHES".to_owned()));
-    settings.extend((!s.filter.is_empty()).then(|| format!("filter {}", s.filter)));
-    line(out, "Intel PT", &settings.join(", "))?;
-    line(out, "trace", &format!("{} in {} streams", size(info.pt_bytes), info.streams.len()))?;
+    if let Some(s) = &info.settings {
+        line(out, "Intel PT", &s.words().join(", "))?;
+        line(out, "trace", &format!("{} in {} streams", size(info.pt_bytes), info.streams.len()))?;
+    }
+    if let Some(b) = &info.branch_stacks {
+        let sums = format!("{} samples, {} entries, at most {} each", b.samples, b.entries, b.depth);
+        line(out, "LBR", &format!("{sums}; branches asked for: {}", b.branches.join(",")))?;
+    }
+    if let Some(switches) = &info.switches {
+        line(out, "threads by", switches)?;
+    }
     if let Some(first) = info.first_pt_ns {
         line(out, "first PT", &seconds(first))?;
     }
@@ -227,15 +312,7 @@ fn print(info: &Info, out: &mut impl Write) -> std::io::Result<()> {
             process.threads.iter().map(|(tid, name)| format!("{tid} {name}")).collect();
         line(out, "process", &format!("{} {}: {}", process.pid, process.name, threads.join(", ")))?;
     }
-    for image in &info.images {
-        let what = match (&image.found, image.status) {
-            (Some(found), "found") if *found == image.path => String::new(),
-            (Some(found), _) => format!(" ({found})"),
-            (None, "missing") => format!(" (looked for: {})", image.looked.join(", ")),
-            _ => String::new(),
-        };
-        line(out, "image", &format!("{}: {}{what}", image.path, image.status))?;
-    }
+    print_images(info, out)?;
     for loss in &info.losses {
         line(out, "lost", &format!("{}: {}, {} bytes", loss.stream, loss.reason, loss.bytes))?;
     }
@@ -244,6 +321,40 @@ fn print(info: &Info, out: &mut impl Write) -> std::io::Result<()> {
     }
     for note in &info.notes {
         line(out, "note", note)?;
+    }
+    Ok(())
+}
+
+/// User images one by one; the kernel's are never read from their files, so their number will do.
+fn print_images(info: &Info, out: &mut impl Write) -> std::io::Result<()> {
+    let kernel = info.images.iter().filter(|image| image.kernel).count();
+    for image in info.images.iter().filter(|image| !image.kernel) {
+        let mut what = match (&image.found, image.status) {
+            (Some(found), "found") if *found == image.path => String::new(),
+            (Some(found), _) => format!(" ({found})"),
+            (None, "missing") => format!(" (looked for: {})", image.looked.join(", ")),
+            _ => String::new(),
+        };
+        if let Some(symbols) = &image.symbols {
+            what.push_str(&format!(", symbols: {symbols}"));
+        }
+        if image.status == "found" && image.build_id.is_none() {
+            what.push_str(", no build id: it may be another build");
+        }
+        writeln!(out, "{:<12}{}: {}{what}", "image", image.path, image.status)?;
+    }
+    if kernel > 0 {
+        writeln!(out, "{:<12}kernel and modules, {kernel} mappings: not decoded", "image")?;
+    }
+    let count = |status| info.images.iter().filter(|image| !image.kernel && image.status == status).count();
+    let (found, missing, other) = (count("found"), count("missing"), count("other build"));
+    if missing + other > 0 {
+        let advice = "their code cannot be decoded; say where they are: --images DIR";
+        writeln!(
+            out,
+            "{:<12}{found} found, {missing} missing, {other} of another build: {advice}",
+            "images"
+        )?;
     }
     Ok(())
 }

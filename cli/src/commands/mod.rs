@@ -1,5 +1,7 @@
 //! The verbs, one a file.
 
+pub mod branch_stacks;
+pub mod bundle;
 pub mod convert;
 pub mod dump;
 pub mod info;

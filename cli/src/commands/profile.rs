@@ -20,6 +20,7 @@ pub fn run(args: &ProfileArgs) -> anyhow::Result<()> {
     let started = Instant::now();
     let file = load::open(&args.common)?;
     let loaded = Loaded::new(&file, &args.common)?;
+    loaded.needs_trace()?;
     let names: Box<dyn AddressNames> = match args.addresses {
         Addresses::Image => Box::new(ImageNames::new(&loaded)),
         Addresses::Runtime => Box::new(RuntimeNames { spaces: loaded.only_spaces()? }),

@@ -93,6 +93,11 @@ impl PerfFile {
         Records::new(self.parts.iter().map(Part::stretch).collect())
     }
 
+    /// The bytes of the file with the header, as they were read: all that there is of a stream from a pipe.
+    pub fn bytes(&self) -> &[u8] {
+        &self.parts[0].map
+    }
+
     /// A stream as perf writes it to a pipe.
     pub fn is_pipe(&self) -> bool {
         self.is_pipe

@@ -57,6 +57,15 @@ impl Elf {
         Some(Self { map, build_id, segments })
     }
 
+    /// Name and checksum of the file with its symbols, where it says.
+    pub fn debug_link(&self) -> Option<(String, u32)> {
+        let parsed = ElfFile64::<Endianness>::parse(&self.map[..]).ok()?;
+        let (name, crc) = parsed.gnu_debuglink().ok()??;
+        // A name, and no way out of the folder.
+        let name = std::str::from_utf8(name).ok().filter(|name| !name.contains('/') && *name != "..")?;
+        Some((name.to_owned(), crc))
+    }
+
     /// The executable segments' bytes at their stated addresses.
     pub fn code(&self) -> CodeImage<'_> {
         let executable = self.segments.iter().filter(|segment| segment.executable);

@@ -14,7 +14,7 @@ use ptflow_decoder::image::{AddressSpace, AddressSpaces, CodeImage, Images, Mapp
 use ptflow_decoder::units::{ImageId, Ip};
 use spaces::Placing;
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A file of the capture.
 #[derive(Debug)]
@@ -28,8 +28,8 @@ pub struct ImageFile {
     /// The capture tells a build id, and the file found has it.
     pub verified: bool,
     elf: Option<Elf>,
-    /// A file with more symbols of the same build.
-    debug: Option<Elf>,
+    /// A file with more symbols of the same build, and where it is.
+    debug: Option<(PathBuf, Elf)>,
 }
 
 /// The files of a capture, mapped.
@@ -144,9 +144,36 @@ impl ImageFile {
     fn find(file: &MappedFile, search: &ImageSearch) -> Self {
         let (status, elf) = search.find(file);
         let build_id = elf.as_ref().and_then(|elf| elf.build_id.clone());
-        let debug = build_id.as_deref().and_then(|build_id| search.debug_file(build_id));
+        let debug = match (&elf, &status) {
+            (Some(elf), Status::Found(path)) => search.debug_file(elf, path),
+            _ => None,
+        };
         let verified = elf.is_some() && file.build_id.is_some();
         Self { mapped: file.clone(), status, build_id, verified, elf, debug }
+    }
+
+    /// The files that it takes to decode and name this one on another machine: where each is, and where to keep it below
+    /// a root of [`ImageSearch`].
+    pub fn needed(&self) -> Vec<(PathBuf, PathBuf)> {
+        let (Status::Found(path), Some(place)) = (&self.status, ImageSearch::place_below_root(&self.mapped))
+        else {
+            return Vec::new();
+        };
+        let debug = self.debug.as_ref().and_then(|(path, _)| {
+            let id = self.build_id.as_deref().and_then(|id| id.split_at_checked(2));
+            let place = match id {
+                Some((head, tail)) => Path::new(".build-id").join(head).join(tail).join("debug"),
+                // Beside the image, as its link names it.
+                None => place.parent()?.join(".debug").join(path.file_name()?),
+            };
+            Some((path.clone(), place))
+        });
+        std::iter::once((path.clone(), place)).chain(debug).collect()
+    }
+
+    /// Where its symbols come from besides itself.
+    pub fn debug_path(&self) -> Option<&Path> {
+        self.debug.as_ref().map(|(path, _)| path.as_path())
     }
 
     /// The code; none where the file was not found.
@@ -157,7 +184,7 @@ impl ImageFile {
     /// The functions; none where the file was not found.
     pub fn symbols(&self) -> SymbolTable<'_> {
         let Some(elf) = &self.elf else { return SymbolTable::default() };
-        SymbolTable::read(&elf.map, self.debug.as_ref().map(|debug| &debug.map[..]))
+        SymbolTable::read(&elf.map, self.debug.as_ref().map(|(_, debug)| &debug.map[..]))
     }
 
     /// The stated address of a file offset; where the file is missing, the offset itself.

@@ -16,6 +16,8 @@ pub struct ImageSearch {
     pub roots: Vec<PathBuf>,
     /// perf's build-id cache, normally `~/.debug`.
     pub build_id_cache: Option<PathBuf>,
+    /// Nowhere else: not at the recorded path, and no installed debug files.
+    pub only_roots: bool,
 }
 
 /// What became of a file of the capture.
@@ -46,7 +48,7 @@ impl ImageSearch {
     /// Those folders, and the cache in the home folder.
     pub fn new(roots: Vec<PathBuf>) -> Self {
         let cache = std::env::var_os("HOME").map(|home| Path::new(&home).join(".debug"));
-        Self { roots, build_id_cache: cache }
+        Self { roots, build_id_cache: cache, only_roots: false }
     }
 
     /// The places for a file, best first; none for what is in no file.
@@ -70,12 +72,22 @@ impl ImageSearch {
         let id_roots = self.roots.iter().chain(&self.build_id_cache);
         places.extend(id_roots.flat_map(|root| by_id.as_ref().map(|by_id| root.join(by_id))));
         // What is there now under the name of a deleted file is another file, unless its build id says otherwise.
-        if kind(file) == Kind::File && (!deleted || file.build_id.is_some()) {
+        if kind(file) == Kind::File && !self.only_roots && (!deleted || file.build_id.is_some()) {
             places.push(path.to_owned());
         }
         let mut seen = std::collections::HashSet::new();
         places.retain(|place| seen.insert(place.clone()));
         places
+    }
+
+    /// Where below a root to keep a file so that it is found there before any other, and only for what it is.
+    pub(super) fn place_below_root(file: &MappedFile) -> Option<PathBuf> {
+        let search = Self { roots: vec![PathBuf::new()], build_id_cache: None, only_roots: true };
+        let mut places = search.places(file);
+        match file.build_id {
+            Some(_) => places.pop(),
+            None => places.into_iter().next(),
+        }
     }
 
     /// Finds and maps a file of the right build.
@@ -98,14 +110,49 @@ impl ImageSearch {
         (mismatch.unwrap_or(nowhere), None)
     }
 
-    /// The debug file of a build: its symbols, not its code (perf's cache, then the distributions' folder).
-    pub(super) fn debug_file(&self, build_id: &str) -> Option<Elf> {
-        let (head, tail) = build_id.split_at_checked(2)?;
-        let cached = self.build_id_cache.as_ref().map(|cache| cache.join(".build-id").join(head).join(tail));
-        let installed = Path::new("/usr/lib/debug/.build-id").join(head).join(format!("{tail}.debug"));
-        let places = cached.map(|cached| cached.join("debug")).into_iter().chain([installed]);
-        places.filter_map(|path| Elf::open(&path)).find(|elf| elf.build_id.as_deref() == Some(build_id))
+    /// The debug file of an image: its symbols, not its code. By build id, below the roots, in perf's cache and where the
+    /// distributions install them; else by the name in the image's `.gnu_debuglink`, as GDB does ("Separate Debug Files").
+    pub(super) fn debug_file(&self, image: &Elf, found: &Path) -> Option<(PathBuf, Elf)> {
+        let open = |path: PathBuf| Some((Elf::open(&path)?, path)).map(|(elf, path)| (path, elf));
+        let installed = (!self.only_roots).then(|| Path::new("/usr/lib/debug"));
+        if let Some(id) = image.build_id.as_deref()
+            && let Some((head, tail)) = id.split_at_checked(2)
+        {
+            let by_id = |root: &Path| root.join(".build-id").join(head).join(tail);
+            let caches = self.roots.iter().map(PathBuf::as_path).chain(self.build_id_cache.as_deref());
+            let cached = caches.map(|root| by_id(root).join("debug"));
+            let below_roots = self.roots.iter().map(|root| root.join("usr/lib/debug"));
+            let folders = below_roots.chain(installed.map(Path::to_owned));
+            let placed =
+                folders.map(|folder| folder.join(".build-id").join(head).join(format!("{tail}.debug")));
+            let same = |elf: &Elf| elf.build_id.as_deref() == Some(id);
+            if let Some(debug) = cached.chain(placed).filter_map(open).find(|(_, elf)| same(elf)) {
+                return Some(debug);
+            }
+        }
+        let (name, crc) = image.debug_link()?;
+        let folder = found.parent()?;
+        let places = [
+            Some(folder.join(&name)),
+            Some(folder.join(".debug").join(&name)),
+            installed.map(|root| root.join(folder.strip_prefix("/").unwrap_or(folder)).join(&name)),
+        ];
+        let others = places.into_iter().flatten().filter(|place| place != found);
+        others.filter_map(open).find(|(_, elf)| match (&elf.build_id, &image.build_id) {
+            (Some(debug), Some(image)) => debug == image,
+            _ => crc32(&elf.map) == crc,
+        })
     }
+}
+
+/// The checksum that `.gnu_debuglink` holds of the debug file: CRC-32 as in gzip.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc, byte| {
+        (0..8).fold(
+            crc ^ u32::from(*byte),
+            |crc, _| if crc & 1 != 0 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 },
+        )
+    })
 }
 
 /// What a mapped name stands for.
@@ -130,5 +177,31 @@ pub(super) fn kind(file: &MappedFile) -> Kind {
         path if !path.starts_with('/') => Kind::NoFile,
         path if NO_FILE.iter().any(|name| path.starts_with(name)) => Kind::NoFile,
         _ => Kind::File,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_is_gzips() {
+        // The check value of CRC-32/ISO-HDLC.
+        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
+        assert_eq!(crc32(b""), 0);
+    }
+
+    #[test]
+    fn a_place_of_its_own() {
+        let place = |path: &str, id: Option<&[u8]>| {
+            let file = MappedFile { path: path.to_owned(), build_id: id.map(<[u8]>::to_vec), kernel: false };
+            ImageSearch::place_below_root(&file).map(|place| place.display().to_string())
+        };
+        let by_id = Some(".build-id/01/02ff/elf".to_owned());
+        assert_eq!(place("/usr/bin/x", Some(&[1, 2, 255])), by_id);
+        assert_eq!(place("/usr/bin/x (deleted)", Some(&[1, 2, 255])), by_id);
+        assert_eq!(place("[vdso]", Some(&[1, 2])), Some(".build-id/01/02/vdso".to_owned()));
+        assert_eq!(place("/usr/bin/x", None), Some("usr/bin/x".to_owned()));
+        assert_eq!(place("//anon", None), None);
     }
 }

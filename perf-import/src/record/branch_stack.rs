@@ -14,6 +14,33 @@ pub mod branch_sample_type {
     pub const CALL_STACK: u64 = 1 << 11;
     pub const HW_INDEX: u64 = 1 << 17;
     pub const COUNTERS: u64 = 1 << 19;
+
+    /// The names that perf's `-j` has for the bits (linux `tools/perf/util/parse-branch-options.c`), lowest bit first.
+    pub fn names(bits: u64) -> Vec<&'static str> {
+        const NAMES: [&str; 20] = [
+            "u",
+            "k",
+            "hv",
+            "any",
+            "any_call",
+            "any_ret",
+            "ind_call",
+            "abort_tx",
+            "in_tx",
+            "no_tx",
+            "cond",
+            "stack",
+            "ind_jmp",
+            "call",
+            "no_flags",
+            "no_cycles",
+            "save_type",
+            "hw_index",
+            "priv",
+            "counter",
+        ];
+        (0..).zip(NAMES).filter(|(bit, _)| bits >> bit & 1 != 0).map(|(_, name)| name).collect()
+    }
 }
 
 /// One taken branch.
@@ -65,6 +92,11 @@ impl BranchEntry {
     /// Speculation: 0 not known, 1 wrong path, 2 retired without, 3 retired with.
     pub fn speculation(&self) -> u8 {
         self.bits(24, 2) as u8
+    }
+
+    /// It lies on a path that was predicted and not taken: no branch that ran.
+    pub fn is_wrong_path(&self) -> bool {
+        self.speculation() == 1
     }
 
     /// Further kinds (`PERF_BR_NEW_*`), where `kind` is 15.
