@@ -78,6 +78,9 @@ pub struct PtOptions {
     /// A stream for each of N CPUs, which the threads share, as `perf record` without `--per-thread`; 0: one a thread
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub per_cpu: u32,
+    /// The recording begins at this many core cycles of the machine's clock: after another one
+    #[arg(long, default_value_t = 0, value_name = "CYCLES")]
+    pub start: u64,
 }
 
 impl PtOptions {
@@ -111,6 +114,7 @@ impl Default for PtOptions {
             overflows: 0,
             truncations: 0,
             per_cpu: 0,
+            start: 0,
         }
     }
 }
@@ -135,6 +139,11 @@ pub mod machine {
     /// The TSC at so many core cycles after the start.
     pub fn tsc(cycles: u64) -> u64 {
         TSC_START + cycles * u64::from(TSC_RATIO) / u64::from(CORE_RATIO)
+    }
+
+    /// Core cycles after the start at a time of the TSC.
+    pub fn cycles(tsc: u64) -> u64 {
+        tsc.saturating_sub(TSC_START) * u64::from(CORE_RATIO) / u64::from(TSC_RATIO)
     }
 }
 
@@ -175,6 +184,7 @@ impl PtOptions {
             format!("overflows={}", self.overflows),
             format!("truncations={}", self.truncations),
             format!("per_cpu={}", self.per_cpu),
+            format!("start={}", self.start),
         ]
     }
 
@@ -199,6 +209,7 @@ impl PtOptions {
             "overflows" => self.overflows = value.parse().unwrap_or(0),
             "truncations" => self.truncations = value.parse().unwrap_or(0),
             "per_cpu" => self.per_cpu = value.parse().unwrap_or(0),
+            "start" => self.start = value.parse().unwrap_or(0),
             _ => return false,
         }
         true
@@ -228,6 +239,7 @@ mod tests {
             overflows: 2,
             truncations: 300,
             per_cpu: 4,
+            start: 1 << 40,
         };
         let mut back = PtOptions::default();
         for word in options.to_words() {

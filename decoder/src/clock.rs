@@ -212,6 +212,20 @@ impl Clock {
         self.anchor(ordinal, tsc, dated);
     }
 
+    /// The time that a TSC packet will tell, if it comes next.
+    pub(crate) fn tsc_ahead(&self, payload: u64) -> Option<Tsc> {
+        Some(Tsc(nearest(payload & ((1 << 56) - 1), self.now?)))
+    }
+
+    /// The time that an MTC packet will tell, if it comes next.
+    pub(crate) fn mtc_ahead(&self, ctc: u8) -> Option<Tsc> {
+        let crystal = self.crystal.filter(|crystal| !crystal.fix_up)?;
+        let delta = u64::from(ctc.wrapping_sub(crystal.last));
+        let delta = if delta == 0 { 256 } else { delta };
+        let elapsed = self.to_tsc(crystal.ticks.wrapping_add(delta << self.mtc_shift))?;
+        Some(Tsc(crystal.base.wrapping_add(elapsed)))
+    }
+
     /// A CYC packet; what follows decides what it dates.
     pub fn cyc(&mut self, cycles: u64) {
         self.cycles = self.cycles.wrapping_add(cycles);

@@ -118,7 +118,7 @@ impl Recorder {
                 per_cpu: options.per_cpu > 0,
             };
             let path = dir.join("perf.data");
-            let who = Who { pid, tid: Tid(pid.0), cpu: Cpu(0), time: start_time() };
+            let who = Who { pid, tid: Tid(pid.0), cpu: Cpu(0), time: start_time(options.start) };
             let writer = PerfWriter::create(&path, config).and_then(|mut writer| {
                 writer.comm(who, &comm, true)?;
                 Ok(writer)
@@ -135,7 +135,7 @@ impl Recorder {
             cpus: (options.per_cpu > 0 && !count_only).then(|| Cpus::new(options.per_cpu, options, pid)),
             slots: (0..MAX_VCPUS).map(|_| AtomicPtr::default()).collect(),
             next_idx: AtomicU32::new(0),
-            latest: AtomicU64::new(0),
+            latest: AtomicU64::new(options.start),
             stopping: AtomicBool::new(false),
             finished: AtomicBool::new(false),
             child: AtomicBool::new(false),
@@ -177,7 +177,8 @@ impl Recorder {
         let Some(mapped) = output.maps.find(addr, host) else { return };
         let Some(writer) = &mut output.writer else { return };
         // Threads' clocks run apart: the mapping must not be later than any thread that runs in it.
-        let who = self.who(Tid(self.pid.0), output.maps.mapped_at(&mapped));
+        let mapped_at = output.maps.mapped_at(&mapped).max(self.options.start);
+        let who = self.who(Tid(self.pid.0), mapped_at);
         let len = mapped.end - mapped.start;
         let result = writer.mmap2(who, mapped.start, len, mapped.pgoff, &mapped.path);
         if let Some(id) = &mapped.build_id {
@@ -536,8 +537,8 @@ impl Recorder {
 }
 
 /// perf time when the recording begins.
-fn start_time() -> u64 {
-    machine::TIME.to_ns(Tsc(machine::tsc(0))).0
+fn start_time(cycles: u64) -> u64 {
+    machine::TIME.to_ns(Tsc(machine::tsc(cycles))).0
 }
 
 /// What counts as a taken branch of the program.

@@ -14,6 +14,7 @@ mod errata;
 mod fast;
 mod psb_plus;
 mod resync;
+mod space;
 mod steps;
 
 use crate::clock::{Clock, Timeline};
@@ -21,7 +22,7 @@ use crate::code::CodeView;
 use crate::config::PtConfig;
 use crate::errata::Errata;
 use crate::graph::Graph;
-use crate::image::{AddressSpace, AddressSpaces, Images};
+use crate::image::{AddressSpaces, Images};
 use crate::insn::Insn;
 use crate::ledger::{Ledger, Loss, LossReason};
 use crate::owners::Owner;
@@ -32,6 +33,7 @@ use crate::sink::{Branch, Event, Mark, Sink};
 use crate::stream::TraceStream;
 use crate::units::{AuxOffset, Ip};
 use cursor::{Cursor, Place};
+use space::first_space;
 
 /// What a walk needs to know besides the bytes, of one stream.
 #[derive(Clone, Copy, Debug)]
@@ -230,55 +232,6 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
             && self.cursor.mode != ExecMode::Bits16
     }
 
-    /// Chooses owner and address space, by the place and the time of the last packet.
-    fn choose_space(&mut self) {
-        self.choose_owner();
-        let versions = self.context.spaces.versions();
-        if !self.timed || versions.len() < 2 {
-            return;
-        }
-        let index = self.context.spaces.index_at(self.clock.now());
-        if index != self.space {
-            self.space = index;
-            self.enter_space(&versions[index].1);
-        }
-    }
-
-    fn enter_space(&mut self, space: &'a AddressSpace) {
-        self.cursor.stack.resolve(|node| self.graph.ip_of(node));
-        self.code.space = space;
-        self.graph.forget_space();
-    }
-
-    /// Whose code the last packet is of. The CPU's own state (return stack, last IP, mode) goes on from thread to thread.
-    fn choose_owner(&mut self) {
-        let owners = self.context.owners;
-        let next = self.owner.map_or(0, |owner| owner + 1);
-        let begun = owners.get(next..).map_or(0, |rest| match rest.first() {
-            Some(first) if first.from <= self.packet_at => {
-                rest.partition_point(|owner| owner.from <= self.packet_at)
-            }
-            _ => 0,
-        });
-        if begun == 0 {
-            return;
-        }
-        let index = next + begun - 1;
-        let was_wanted = self.owner.is_none_or(|owner| owners[owner].wanted);
-        self.owner = Some(index);
-        let owner = &owners[index];
-        self.context.spaces = owner.spaces;
-        self.space = 0;
-        self.enter_space(first_space(owner.spaces));
-        if owner.wanted != was_wanted
-            && let Some(other) = &mut self.unwanted
-        {
-            std::mem::swap(&mut self.graph, other);
-            self.graph.forget_space();
-        }
-        self.sink.event(Event::Owner { thread: owner.thread }, self.mark);
-    }
-
     /// Flow is lost here.
     fn lose(&mut self, reason: LossReason, place: Place) {
         let at = match self.cursor.place {
@@ -411,11 +364,6 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
         let addr = |ip: Ip| self.code.code_addr(ip);
         self.graph.count_single(kind, from.map(addr), to.map(addr), taken);
     }
-}
-
-fn first_space(spaces: &AddressSpaces) -> &AddressSpace {
-    static NO_SPACE: AddressSpace = AddressSpace::empty();
-    spaces.versions().first().map_or(&NO_SPACE, |version| &version.1)
 }
 
 impl Pending {
