@@ -19,6 +19,8 @@ pub enum Verb {
     Convert(ConvertArgs),
     /// How often each branch went where
     Profile(ProfileArgs),
+    /// Every invocation of a function: how many, how long, and the slowest
+    Calls(CallsArgs),
     /// What is in the trace, one line each
     Dump(DumpArgs),
     /// The capture with every image and symbol file it needs, to decode on another machine
@@ -123,6 +125,31 @@ pub enum EngineChoice {
     Careful,
     /// Intel's libipt (needs a build with --features oracle)
     Libipt,
+}
+
+#[derive(ClapArgs, Debug)]
+pub struct CallsArgs {
+    #[command(flatten)]
+    pub common: Common,
+    /// The function: its name as in the symbol table or demangled, with or without parameters; `*` and `?` stand for any
+    /// characters and any one
+    #[arg(long, value_name = "NAME")]
+    pub function: String,
+    /// List so many of the slowest
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub top: usize,
+    /// Count the inner invocations of a function that calls itself, too
+    #[arg(long)]
+    pub recursive: bool,
+    /// The figures as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Every invocation as a line of CSV, instead of the figures
+    #[arg(long, conflicts_with = "json")]
+    pub csv: bool,
+    /// Where to [default: standard output]
+    #[arg(short, long, value_name = "OUT", default_value = "-")]
+    pub output: PathBuf,
 }
 
 #[derive(ClapArgs, Debug)]

@@ -3,7 +3,10 @@
 //! Arguments, progress and reports live here, and no algorithm: importing, decoding and exporting are the crates'.
 
 mod args;
+mod call_stacks;
 mod commands;
+mod find_function;
+mod histogram;
 mod load;
 #[cfg(feature = "oracle")]
 mod oracle;
@@ -24,6 +27,7 @@ fn main() -> ExitCode {
         args::Verb::Convert(args) => commands::convert::run(args),
         args::Verb::Profile(args) => commands::profile::run(args),
         args::Verb::Dump(args) => commands::dump::run(args),
+        args::Verb::Calls(args) => commands::calls::run(args),
         args::Verb::Bundle(args) => commands::bundle::run(args),
     };
     match result {

@@ -1,18 +1,15 @@
 //! `ptflow convert`.
 
 use crate::args::{ConvertArgs, Usage};
+use crate::call_stacks::{self, StackOwner};
 use crate::load::{self, Loaded};
 use crate::progress::Progress;
 use crate::report::Outcome;
 use anyhow::Context as _;
-use ptflow_decoder::jobs::calls::{CallStacks, CallSteps, FrameName, FrameSink};
+use ptflow_decoder::jobs::calls::{FrameName, FrameSink};
 use ptflow_decoder::ledger::LossReason;
-use ptflow_decoder::owners::ThreadId;
-use ptflow_decoder::plan::Unit;
 use ptflow_decoder::profile::CodeAddr;
-use ptflow_decoder::run;
 use ptflow_decoder::units::{ImageId, Ns};
-use ptflow_decoder::walk::{Engine, UnitResult};
 use ptflow_exporters::chrome::ChromeWriter;
 use ptflow_exporters::depth::DepthGuard;
 use ptflow_exporters::gzip::Gzip;
@@ -45,35 +42,14 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     loaded.needs_trace()?;
     let pool = load::pool(&args.common)?;
     let (images, functions) = loaded.store.images_with_functions();
-    let owners = loaded.owners(&pool);
-    let contexts = loaded.contexts(&images, &owners);
     let cannot = || format!("cannot write {}", args.output.display());
     let output = SharedOutput(Rc::new(RefCell::new(Output::create(&args.output).with_context(cannot)?)));
     let timeline = timeline(format, gzip, output.clone());
     let frames = Frames::new(&loaded, &functions, timeline).with_context(cannot)?;
-    let mut stacks = CallStacks::new(frames.tracks.len(), loaded.capture.config.time, frames);
     let progress = Progress::new(loaded.bytes(), args.common.quiet || args.common.no_progress);
     let add = |bytes| progress.add(bytes);
-    let (mut instructions, mut units) = (0, 0);
-    let options = load::options(&pool, Engine::Fast, &add);
-    let mut count = |result: &UnitResult| {
-        instructions += result.end.instructions();
-        units += 1;
-    };
-    let ledgers = if owners.iter().all(Vec::is_empty) {
-        run::in_order(&contexts, &options, new_steps, |unit, steps, result| {
-            count(&result);
-            stacks.take(unit, &steps, &result)
-        })
-    } else {
-        run::in_time_order(&contexts, &options, new_steps, |unit, steps, result, horizon| {
-            count(&result);
-            let stack = |thread| stack_of(&loaded, contexts.len(), unit.stream, thread);
-            stacks.take_shared(unit, &steps, &result, stack, horizon)
-        })
-    }
-    .with_context(cannot)?;
-    let frames = stacks.finish().with_context(cannot)?;
+    let folded = call_stacks::fold(&loaded, &images, &pool, &add, frames).with_context(cannot)?;
+    let frames = folded.sink;
     drop(progress);
     let slices = frames.slices;
     let threads = frames.tracks.iter().flatten().count();
@@ -84,25 +60,14 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     }
     Outcome {
         bytes_in: loaded.bytes(),
-        ledgers: &ledgers,
+        ledgers: &folded.ledgers,
         streams: &loaded.stream_names(),
         branches: None,
-        instructions,
-        segments: units,
+        instructions: folded.instructions,
+        segments: folded.units,
         threads: pool.current_num_threads(),
     }
     .tell(started, args.common.report.as_deref(), args.common.quiet)
-}
-
-fn new_steps(_: &Unit) -> CallSteps {
-    CallSteps::default()
-}
-
-/// The stack of a thread of a CPU's stream: behind those of the streams, which are for what is nobody's. `None` for what
-/// was not asked for.
-fn stack_of(loaded: &Loaded<'_>, streams: usize, stream: usize, thread: Option<ThreadId>) -> Option<usize> {
-    let stack = thread.map_or(stream, |thread| streams + thread.0 as usize);
-    loaded.running(thread).wanted.then_some(stack)
 }
 
 /// The format that a file's name asks for, and whether it is to be compressed.
@@ -171,8 +136,7 @@ struct Frames<'n> {
     gap_names: HashMap<LossReason, Name>,
     /// One for each stack, made when its first frame comes.
     tracks: Vec<Option<Track>>,
-    /// Process, thread and name of each stack.
-    stacks: Vec<(u32, u32, String)>,
+    stacks: Vec<StackOwner>,
     /// The tracks of holes, made when the first one comes.
     gaps: Vec<Option<Track>>,
     slices: u64,
@@ -192,24 +156,13 @@ impl<'n> Frames<'n> {
             let name = capture.processes.get(*pid).map_or("", |process| process.comm.as_str());
             timeline.process(pid.0, name)?;
         }
-        let mut stacks = Vec::new();
-        for stream in loaded.streams() {
-            let (pid, tid) = (stream.pid.map_or(0, |pid| pid.0), stream.tid.map_or(stream.idx, |tid| tid.0));
-            let name = match (stream.pid, stream.tid) {
-                (Some(pid), Some(tid)) => capture.thread_name(pid, tid).to_owned(),
-                _ => stream.name(),
-            };
-            stacks.push((pid, tid, name));
-        }
-        let streams = stacks.len();
-        stacks.extend(
-            threads.iter().map(|&(pid, tid)| (pid.0, tid.0, capture.thread_name(pid, tid).to_owned())),
-        );
+        let stacks = call_stacks::owners(loaded);
+        let streams = loaded.streams().count();
         let mut tracks = vec![None; stacks.len()];
         // A thread's stream is a thread, even if nothing is in it; of CPUs only those tracks are made that are needed.
         if !capture.info.per_cpu {
-            for (track, (pid, tid, name)) in tracks.iter_mut().zip(&stacks).take(streams) {
-                *track = Some(timeline.thread(*pid, *tid, name)?);
+            for (track, owner) in tracks.iter_mut().zip(&stacks).take(streams) {
+                *track = Some(timeline.thread(owner.pid, owner.tid, &owner.name)?);
             }
         }
         let images = (0..loaded.store.image_count()).map(|id| {
@@ -233,8 +186,8 @@ impl<'n> Frames<'n> {
         if let Some(track) = self.tracks[stack] {
             return Ok(track);
         }
-        let (pid, tid, name) = &self.stacks[stack];
-        let track = self.timeline.thread(*pid, *tid, name)?;
+        let owner = &self.stacks[stack];
+        let track = self.timeline.thread(owner.pid, owner.tid, &owner.name)?;
         self.tracks[stack] = Some(track);
         Ok(track)
     }

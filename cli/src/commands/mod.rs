@@ -2,6 +2,7 @@
 
 pub mod branch_stacks;
 pub mod bundle;
+pub mod calls;
 pub mod convert;
 pub mod dump;
 pub mod info;

@@ -3,3 +3,4 @@
 pub mod branches;
 pub mod calls;
 pub mod instructions;
+pub mod invocations;

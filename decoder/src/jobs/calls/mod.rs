@@ -190,6 +190,15 @@ pub enum FrameName {
     Untraced,
 }
 
+/// Why a frame's end is not known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cut {
+    /// Flow was lost, or a piece of the trace is missing.
+    Gap,
+    /// The trace ends.
+    End,
+}
+
 /// Takes the frames of all stacks, each stack's in order: a stack for each stream, or for each thread.
 pub trait FrameSink {
     /// Why a frame could not be taken.
@@ -198,6 +207,13 @@ pub trait FrameSink {
     fn open(&mut self, stream: usize, at: Ns, name: FrameName, inferred: bool) -> Result<(), Self::Error>;
     /// The youngest open frame ends.
     fn close(&mut self, stream: usize, at: Ns) -> Result<(), Self::Error>;
+    /// The youngest open frame is cut off: it may have gone on where nothing is known of it. Most jobs end it like any
+    /// other.
+    fn cut(&mut self, stream: usize, at: Ns, _: Cut) -> Result<(), Self::Error> {
+        self.close(stream, at)
+    }
+    /// So many instructions were executed on this stack before what comes next. Most jobs do not care.
+    fn executed(&mut self, _stream: usize, _instructions: u64) {}
     /// Flow was lost in between; no frame is open.
     fn gap(&mut self, stream: usize, from: Ns, to: Ns, reason: LossReason) -> Result<(), Self::Error>;
 }
@@ -215,7 +231,8 @@ struct Frame {
 struct Stack {
     frames: Vec<Frame>,
     now: Ns,
-    /// Instructions before the current unit: time, where the trace has none.
+    /// Instructions before the current unit (of a CPU: before the thread's current stretch). Time, where the trace has
+    /// none.
     instructions: u64,
 }
 
@@ -245,15 +262,16 @@ impl<F: FrameSink> CallStacks<F> {
             None => Ns(base + mark.instructions()),
         };
         if unit.after_break && !fold.stack.frames.is_empty() {
-            fold.close_all()?;
+            fold.cut_all(Cut::Gap)?;
         }
         let mut gap_from = None;
         for (mark, step) in &steps.steps {
+            fold.sink.executed(unit.stream, base + mark.instructions());
             // A gap's begin was passed already: frames were open up to there.
             if let Step::Gap { begin, .. } = step {
                 gap_from = Some(ns(Mark { ordinal: *begin, ..*mark }).max(fold.stack.now));
                 fold.stack.now = gap_from.unwrap_or_default();
-                fold.close_all()?;
+                fold.cut_all(Cut::Gap)?;
             }
             let now = ns(*mark).max(fold.stack.now);
             fold.stack.now = now;
@@ -262,6 +280,7 @@ impl<F: FrameSink> CallStacks<F> {
         let end = ns(result.end).max(fold.stack.now);
         fold.stack.now = end;
         fold.stack.instructions = base + result.end.instructions();
+        fold.sink.executed(unit.stream, fold.stack.instructions);
         Ok(())
     }
 
@@ -269,7 +288,7 @@ impl<F: FrameSink> CallStacks<F> {
     pub fn finish(mut self) -> Result<F, F::Error> {
         self.hand_out(None)?;
         for (stream, stack) in self.stacks.iter_mut().enumerate() {
-            Fold { stack, sink: &mut self.sink, stream }.close_all()?;
+            Fold { stack, sink: &mut self.sink, stream }.cut_all(Cut::End)?;
         }
         Ok(self.sink)
     }
@@ -319,6 +338,16 @@ impl<F: FrameSink> Fold<'_, F> {
     fn close_all(&mut self) -> Result<(), F::Error> {
         while !self.stack.frames.is_empty() {
             self.pop()?;
+        }
+        Ok(())
+    }
+
+    /// The same, where it is not known that they were left.
+    fn cut_all(&mut self, why: Cut) -> Result<(), F::Error> {
+        while let Some(frame) = self.stack.frames.pop() {
+            if frame.shown {
+                self.sink.cut(self.stream, self.stack.now, why)?;
+            }
         }
         Ok(())
     }

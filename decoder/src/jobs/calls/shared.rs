@@ -2,7 +2,7 @@
 //!
 //! A thread's stretches on several CPUs come in any order of CPUs; they wait until no earlier one can come any more.
 
-use super::{CallStacks, CallSteps, Fold, FrameSink, Step};
+use super::{CallStacks, CallSteps, Cut, Fold, FrameSink, Step};
 use crate::owners::ThreadId;
 use crate::plan::Unit;
 use crate::sink::Mark;
@@ -16,9 +16,27 @@ struct Stretch {
     stack: usize,
     /// The trace before it is missing.
     broken: bool,
-    /// Each with its time, and a gap with the time of its begin.
-    steps: Vec<(Ns, Step, Option<Ns>)>,
+    steps: Vec<TimedStep>,
     end: Ns,
+    /// Instructions of the unit before this stretch, and in it.
+    before: u64,
+    executed: u64,
+}
+
+impl Stretch {
+    fn new(stack: usize, before: u64) -> Self {
+        Self { stack, broken: false, steps: Vec::new(), end: Ns(0), before, executed: 0 }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct TimedStep {
+    at: Ns,
+    step: Step,
+    /// When a gap begins.
+    gap_from: Option<Ns>,
+    /// Instructions of the stretch before it.
+    executed: u64,
 }
 
 /// What waits, and where each CPU stands.
@@ -63,8 +81,7 @@ impl<F: FrameSink> CallStacks<F> {
             now
         };
         let mut done = Vec::new();
-        let new = |stack| Stretch { stack, broken: false, steps: Vec::new(), end: Ns(0) };
-        let mut current = stream.last.map(new);
+        let mut current = stream.last.map(|stack| Stretch::new(stack, 0));
         if let Some(current) = current.as_mut().filter(|_| unit.after_break) {
             current.broken = true;
             current.end = ns(Mark::default());
@@ -73,8 +90,12 @@ impl<F: FrameSink> CallStacks<F> {
             if let Step::Owner(thread) = step {
                 let next = stack(*thread);
                 if next != current.as_ref().map(|current| current.stack) {
+                    let before = mark.instructions();
+                    if let Some(current) = &mut current {
+                        current.executed = before.saturating_sub(current.before);
+                    }
                     done.extend(current.take());
-                    current = next.map(new);
+                    current = next.map(|stack| Stretch::new(stack, before));
                 }
                 continue;
             }
@@ -84,7 +105,8 @@ impl<F: FrameSink> CallStacks<F> {
             };
             let at = ns(*mark);
             if let Some(current) = &mut current {
-                current.steps.push((at, *step, gap_from));
+                let executed = mark.instructions().saturating_sub(current.before);
+                current.steps.push(TimedStep { at, step: *step, gap_from, executed });
                 current.end = at;
             }
         }
@@ -92,12 +114,13 @@ impl<F: FrameSink> CallStacks<F> {
         stream.last = current.as_ref().map(|current| current.stack);
         if let Some(mut current) = current {
             current.end = end;
+            current.executed = result.end.instructions().saturating_sub(current.before);
             done.push(current);
         }
         stream.now = end;
         stream.instructions += result.end.instructions();
         for stretch in done {
-            let start = stretch.steps.first().map_or(stretch.end, |step| step.0);
+            let start = stretch.steps.first().map_or(stretch.end, |step| step.at);
             self.shared.sequence += 1;
             self.shared.waiting.insert((start, unit.stream, self.shared.sequence), stretch);
         }
@@ -113,22 +136,26 @@ impl<F: FrameSink> CallStacks<F> {
         while let Some(first) = self.shared.waiting.first_entry()
             && before.is_none_or(|before| first.key().0 < before)
         {
-            let Stretch { stack: index, broken, steps, end } = first.remove();
+            let Stretch { stack: index, broken, steps, end, executed: in_all, .. } = first.remove();
             let Some(stack) = self.stacks.get_mut(index) else { continue };
             let mut fold = Fold { stack, sink: &mut self.sink, stream: index };
+            let base = fold.stack.instructions;
             if broken {
-                fold.close_all()?;
+                fold.cut_all(Cut::Gap)?;
             }
-            for (at, step, gap_from) in steps {
+            for TimedStep { at, step, gap_from, executed } in steps {
+                fold.sink.executed(index, base + executed);
                 if let Some(from) = gap_from {
                     fold.stack.now = from.max(fold.stack.now);
-                    fold.close_all()?;
+                    fold.cut_all(Cut::Gap)?;
                 }
                 let from = fold.stack.now;
                 fold.stack.now = at.max(from);
                 fold.step(step, gap_from.map(|_| from))?;
             }
             fold.stack.now = end.max(fold.stack.now);
+            fold.stack.instructions = base.saturating_add(in_all);
+            fold.sink.executed(index, fold.stack.instructions);
         }
         Ok(())
     }

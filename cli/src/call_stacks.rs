@@ -1,0 +1,95 @@
+//! A capture's call stacks: whose they are, and the run that folds them.
+
+use crate::load::{self, Loaded};
+use ptflow_decoder::image::Images;
+use ptflow_decoder::jobs::calls::{CallStacks, CallSteps, FrameSink};
+use ptflow_decoder::ledger::Ledger;
+use ptflow_decoder::owners::ThreadId;
+use ptflow_decoder::plan::Unit;
+use ptflow_decoder::run;
+use ptflow_decoder::walk::{Engine, UnitResult};
+
+/// The thread that a stack is of; of a CPU's trace that no thread is known for, the CPU.
+pub struct StackOwner {
+    /// The process, or 0.
+    pub pid: u32,
+    /// The thread, or the number of the stream.
+    pub tid: u32,
+    /// What to call it.
+    pub name: String,
+}
+
+/// The stacks' owners: the streams', then those of the threads that ran on CPUs' streams.
+pub fn owners(loaded: &Loaded<'_>) -> Vec<StackOwner> {
+    let capture = &loaded.capture;
+    let of_streams = loaded.streams().map(|stream| StackOwner {
+        pid: stream.pid.map_or(0, |pid| pid.0),
+        tid: stream.tid.map_or(stream.idx, |tid| tid.0),
+        name: match (stream.pid, stream.tid) {
+            (Some(pid), Some(tid)) => capture.thread_name(pid, tid).to_owned(),
+            _ => stream.name(),
+        },
+    });
+    let of_threads = capture.schedules.threads.iter().map(|&(pid, tid)| {
+        let name = capture.thread_name(pid, tid).to_owned();
+        StackOwner { pid: pid.0, tid: tid.0, name }
+    });
+    of_streams.chain(of_threads).collect()
+}
+
+/// What a run leaves.
+pub struct Folded<S> {
+    /// The sink that took the frames.
+    pub sink: S,
+    /// What became of the bytes, by stream.
+    pub ledgers: Vec<Ledger>,
+    /// Instructions in all.
+    pub instructions: u64,
+    /// Units of work.
+    pub units: usize,
+}
+
+/// Decodes everything and hands the frames of all stacks to the sink, which knows the stacks by the indices of
+/// [`owners`].
+pub fn fold<S: FrameSink>(
+    loaded: &Loaded<'_>,
+    images: &Images<'_>,
+    pool: &rayon::ThreadPool,
+    progress: &(dyn Fn(u64) + Sync),
+    sink: S,
+) -> Result<Folded<S>, S::Error> {
+    let owners = loaded.owners(pool);
+    let contexts = loaded.contexts(images, &owners);
+    let stacks = contexts.len() + loaded.capture.schedules.threads.len();
+    let mut stacks = CallStacks::new(stacks, loaded.capture.config.time, sink);
+    let (mut instructions, mut units) = (0, 0);
+    let options = load::options(pool, Engine::Fast, progress);
+    let mut count = |result: &UnitResult| {
+        instructions += result.end.instructions();
+        units += 1;
+    };
+    let ledgers = if owners.iter().all(Vec::is_empty) {
+        run::in_order(&contexts, &options, new_steps, |unit, steps, result| {
+            count(&result);
+            stacks.take(unit, &steps, &result)
+        })
+    } else {
+        run::in_time_order(&contexts, &options, new_steps, |unit, steps, result, horizon| {
+            count(&result);
+            let stack = |thread| stack_of(loaded, contexts.len(), unit.stream, thread);
+            stacks.take_shared(unit, &steps, &result, stack, horizon)
+        })
+    }?;
+    Ok(Folded { sink: stacks.finish()?, ledgers, instructions, units })
+}
+
+fn new_steps(_: &Unit) -> CallSteps {
+    CallSteps::default()
+}
+
+/// The stack of a thread of a CPU's stream: behind those of the streams, which are for what is nobody's. `None` for what
+/// was not asked for.
+fn stack_of(loaded: &Loaded<'_>, streams: usize, stream: usize, thread: Option<ThreadId>) -> Option<usize> {
+    let stack = thread.map_or(stream, |thread| streams + thread.0 as usize);
+    loaded.running(thread).wanted.then_some(stack)
+}
