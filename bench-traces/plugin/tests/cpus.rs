@@ -107,6 +107,7 @@ struct Frames<'n> {
     names: &'n FunctionNames,
     opened: BTreeMap<(usize, String), u32>,
     open: Vec<i64>,
+    executed: Vec<u64>,
 }
 
 impl FrameSink for Frames<'_> {
@@ -126,9 +127,24 @@ impl FrameSink for Frames<'_> {
         Ok(())
     }
 
+    fn executed(&mut self, stack: usize, instructions: u64) {
+        assert!(self.executed[stack] <= instructions);
+        self.executed[stack] = instructions;
+    }
+
     fn gap(&mut self, stack: usize, _: Ns, _: Ns, reason: LossReason) -> Result<(), Self::Error> {
         panic!("a gap of stack {stack}: {reason:?}")
     }
+}
+
+/// What the recorder counted of one thread.
+fn instructions_of(recording: &Recording, tid: u32) -> u64 {
+    let totals =
+        std::fs::read_to_string(recording.folder().join("totals.json")).expect("the recorder wrote it");
+    let head = format!("{{\"tid\": {tid}, \"instructions\": ");
+    let (_, rest) = totals.split_once(&head).expect("the thread is there");
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().expect("a number")
 }
 
 /// A thread that moves between CPUs has one call stack: the frames of `sharing.c` by thread, as its source says.
@@ -168,7 +184,8 @@ fn check_calls(recording: &Recording) {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
     for unit_bytes in [1, 1 << 20] {
         let count = schedules.threads.len();
-        let frames = Frames { names: &names, opened: BTreeMap::new(), open: vec![0; count] };
+        let frames =
+            Frames { names: &names, opened: BTreeMap::new(), open: vec![0; count], executed: vec![0; count] };
         let mut stacks = CallStacks::new(count, capture.config.time, frames);
         let options = Options { pool: &pool, engine: Engine::Fast, unit_bytes, progress: &|_| {} };
         run::in_time_order(
@@ -182,6 +199,9 @@ fn check_calls(recording: &Recording) {
         )
         .expect("infallible");
         let frames = stacks.finish().expect("infallible");
+        for (&(_, tid), executed) in schedules.threads.iter().zip(&frames.executed) {
+            assert_eq!(*executed, instructions_of(recording, tid.0), "instructions of thread {tid}");
+        }
         let opened = |name: &str| {
             let of = frames.opened.iter().filter(|((_, own), _)| own == name);
             of.map(|((stack, _), count)| (*stack, *count)).collect::<Vec<_>>()

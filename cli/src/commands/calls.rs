@@ -86,7 +86,9 @@ fn not_found(args: &CallsArgs, functions: &FunctionNames) -> String {
     }
     let near = nearest(name, functions, 5);
     if near.is_empty() {
-        format!("no function is named {name}, nor anything like it; * stands for any characters: '*{name}*'")
+        format!(
+            "no function is named {name}, nor anything like it, in the images that were found: ptflow info"
+        )
     } else {
         format!("no function is named {name}; there are: {}", near.join(", "))
     }
