@@ -95,6 +95,9 @@ pub struct ProfileArgs {
     /// What to write
     #[arg(long, value_enum, default_value_t = ProfileFormat::Edges)]
     pub format: ProfileFormat,
+    /// The binary to profile, for formats of one [default: the traced program]
+    #[arg(long, value_name = "PATH|BUILDID")]
+    pub binary: Option<String>,
     /// How addresses are written
     #[arg(long, value_enum, default_value_t = Addresses::Image)]
     pub addresses: Addresses,
@@ -107,6 +110,8 @@ pub struct ProfileArgs {
 pub enum ProfileFormat {
     /// One line an edge, tab-separated
     Edges,
+    /// One binary's branches and straight code, for perf2bolt -p FILE --pa
+    BoltPreaggregated,
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]

@@ -198,6 +198,15 @@ impl<'m> Loaded<'m> {
         self.wanted.holds(&self.capture, pid, tid)
     }
 
+    /// The address spaces of the processes asked for.
+    pub fn chosen_spaces(&self) -> impl Iterator<Item = &AddressSpaces> {
+        let is_wanted = |pid: &Option<Pid>| match (&self.wanted.process, pid) {
+            (Some(process), Some(pid)) => is_process(&self.capture, *pid, process),
+            _ => self.wanted.process.is_none(),
+        };
+        self.spaces.iter().filter(move |(pid, _)| is_wanted(pid)).map(|(_, spaces)| spaces)
+    }
+
     /// The address spaces of the one process whose streams were chosen.
     pub fn only_spaces(&self) -> anyhow::Result<&AddressSpaces> {
         // Of CPUs' streams only the processes asked for count.

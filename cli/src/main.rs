@@ -3,6 +3,7 @@
 //! Arguments, progress and reports live here, and no algorithm: importing, decoding and exporting are the crates'.
 
 mod args;
+mod binary;
 mod call_stacks;
 mod commands;
 mod find_function;

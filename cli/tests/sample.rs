@@ -367,3 +367,60 @@ fn info_as_json() {
     assert_eq!(info["settings"]["cyc"], true);
     assert!(info["first_pt_ns"].is_u64());
 }
+
+/// What runs into each branch is what the recorder saw leave it: the two are counted from different rows.
+#[test]
+fn ranges_for_bolt_conserve_the_flow() {
+    let text =
+        String::from_utf8(succeed(ptflow(&["profile"], &["--format", "bolt-preaggregated"]))).expect("text");
+    let again = succeed(ptflow(&["profile"], &["--format", "bolt-preaggregated", "--threads", "3"]));
+    assert!(text.as_bytes() == again, "the same for any number of threads");
+    let hex = |text: &str| u64::from_str_radix(text, 16).expect("an address");
+    let mut into: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut taken: BTreeMap<(u64, u64), u64> = BTreeMap::new();
+    for line in text.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let count: u64 = fields[3].parse().expect("a count");
+        match fields[0] {
+            "B" => assert_eq!(taken.insert((hex(fields[1]), hex(fields[2])), count), None),
+            "F" | "f" => *into.entry(hex(fields[2])).or_insert(0) += count,
+            other => panic!("{other}"),
+        }
+    }
+    let (mut left, mut true_taken) = (BTreeMap::new(), BTreeMap::new());
+    let mut system_calls = Vec::new();
+    for row in ptflow_exporters::edges::read(truth().as_bytes()).expect("the truth") {
+        let addr = |text: &Option<String>| text.as_ref().map(|text| hex(text.trim_start_matches("0x")));
+        match (row.kind.name(), addr(&row.from), addr(&row.to)) {
+            ("syscall", Some(from), _) => system_calls.push(from),
+            ("async" | "resume" | "far", ..) => {}
+            (_, Some(from), Some(to)) => {
+                *left.entry(from).or_insert(0) += row.taken + row.not_taken;
+                if row.taken > 0 {
+                    *true_taken.entry((from, to)).or_insert(0) += row.taken;
+                }
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(taken, true_taken);
+    // The program's last system call does not come back.
+    into.retain(|end, _| !system_calls.contains(end));
+    assert_eq!(into, left);
+}
+
+#[test]
+fn a_binary_is_chosen_by_path_or_build_id() {
+    let profile =
+        |binary: &str| ptflow(&["profile"], &["--format", "bolt-preaggregated", "--binary", binary]);
+    let program = sample().join("requests");
+    let by_path = succeed(profile(program.to_str().expect("UTF-8")));
+    assert!(by_path == succeed(ptflow(&["profile"], &["--format", "bolt-preaggregated"])));
+    let edges = String::from_utf8(succeed(ptflow(&["profile"], &[]))).expect("text");
+    let build_id =
+        edges.lines().last().and_then(|line| line.split('\t').nth(1)?.split(':').next()).expect("an image");
+    assert!(by_path == succeed(profile(build_id)));
+    let refused = profile("no-such-binary");
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("no-such-binary is no binary of this capture"));
+}

@@ -4,6 +4,7 @@
 //! *Invariant*: the same calls give the same bytes.
 
 pub mod address;
+pub mod bolt;
 pub mod branches;
 pub mod chrome;
 pub mod depth;
@@ -11,5 +12,6 @@ pub mod edges;
 pub mod gzip;
 pub mod output;
 pub mod perfetto;
+pub mod ranges;
 pub mod text;
 pub mod timeline;

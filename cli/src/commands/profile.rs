@@ -1,6 +1,7 @@
 //! `ptflow profile`.
 
-use crate::args::{Addresses, EngineChoice, ProfileArgs};
+use crate::args::{Addresses, EngineChoice, ProfileArgs, ProfileFormat};
+use crate::binary::Binary;
 use crate::load::{self, Loaded};
 use crate::progress::Progress;
 use crate::report::Outcome;
@@ -11,6 +12,7 @@ use ptflow_decoder::run;
 use ptflow_decoder::units::{ImageId, Svma};
 use ptflow_decoder::walk::Engine;
 use ptflow_exporters::address::AddressNames;
+use ptflow_exporters::bolt::Preaggregated;
 use ptflow_exporters::output::Output;
 use std::io::{BufWriter, Write};
 use std::time::Instant;
@@ -21,6 +23,14 @@ pub fn run(args: &ProfileArgs) -> anyhow::Result<()> {
     let file = load::open(&args.common)?;
     let loaded = Loaded::new(&file, &args.common)?;
     loaded.needs_trace()?;
+    let binary = match args.format {
+        ProfileFormat::Edges => None,
+        ProfileFormat::BoltPreaggregated => Some(Binary::choose(&loaded, args.binary.as_deref())?),
+    };
+    if binary.is_some() && args.engine == EngineChoice::Libipt {
+        let usage = "--engine libipt serves --format edges only";
+        return Err(crate::args::Usage(usage.to_owned()).into());
+    }
     let names: Box<dyn AddressNames> = match args.addresses {
         Addresses::Image => Box::new(ImageNames::new(&loaded)),
         Addresses::Runtime => Box::new(RuntimeNames { spaces: loaded.only_spaces()? }),
@@ -38,7 +48,22 @@ pub fn run(args: &ProfileArgs) -> anyhow::Result<()> {
     let add = |bytes| progress.add(bytes);
     let counts = run::count(&contexts, &load::options(&pool, engine, &add));
     drop(progress);
-    write(args, &counts.rows, names.as_ref())?;
+    match &binary {
+        None => write(args, |out| ptflow_exporters::edges::write(out, &counts.rows, names.as_ref()))?,
+        Some(binary) => {
+            let profile = Preaggregated::new(&counts.rows, |image| binary.is(image), &binary.code);
+            if profile.is_empty() {
+                anyhow::bail!("no code of {} ran in the trace; see what did: ptflow profile", binary.name);
+            }
+            if profile.unexplained() > 0 && !args.common.quiet {
+                let times = profile.unexplained();
+                eprintln!(
+                    "ptflow: flow was cut off by losses {times} times; what it ran just before is not counted"
+                );
+            }
+            write(args, |out| profile.write(out))?;
+        }
+    }
     let branches = |kind| {
         !matches!(
             kind,
@@ -61,12 +86,11 @@ pub fn run(args: &ProfileArgs) -> anyhow::Result<()> {
 
 fn write(
     args: &ProfileArgs,
-    rows: &[ptflow_decoder::profile::EdgeRow],
-    names: &dyn AddressNames,
+    content: impl FnOnce(&mut BufWriter<Output>) -> std::io::Result<()>,
 ) -> anyhow::Result<()> {
     let cannot = || format!("cannot write {}", args.output.display());
     let mut out = BufWriter::new(Output::create(&args.output).with_context(cannot)?);
-    ptflow_exporters::edges::write(&mut out, rows, names).with_context(cannot)?;
+    content(&mut out).with_context(cannot)?;
     out.flush().with_context(cannot)?;
     let out = out.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(cannot)?;
     out.commit().with_context(cannot)
@@ -81,7 +105,7 @@ fn libipt(_: &ProfileArgs, _: &Loaded<'_>, _: &dyn AddressNames) -> anyhow::Resu
 #[cfg(feature = "oracle")]
 fn libipt(args: &ProfileArgs, loaded: &Loaded<'_>, names: &dyn AddressNames) -> anyhow::Result<()> {
     let rows = crate::oracle::edges(loaded)?;
-    write(args, &rows, names)
+    write(args, |out| ptflow_exporters::edges::write(out, &rows, names))
 }
 
 /// `IMAGE:0xSVMA`.

@@ -1,0 +1,83 @@
+//! The one binary that a profile is of.
+
+use crate::args::Usage;
+use crate::load::Loaded;
+use anyhow::bail;
+use ptflow_decoder::image::CodeImage;
+use ptflow_decoder::units::ImageId;
+use ptflow_perf_import::images::Status;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// A binary of the capture, in whatever places it was mapped.
+pub struct Binary<'l> {
+    /// Its build id, or its path.
+    pub name: String,
+    /// Its code.
+    pub code: CodeImage<'l>,
+    /// By image: it is one of the binary's.
+    images: Vec<bool>,
+}
+
+impl<'l> Binary<'l> {
+    /// The binary of that path or build id, or the traced program.
+    pub fn choose(loaded: &'l Loaded<'_>, wanted: Option<&str>) -> anyhow::Result<Self> {
+        let all = (0..loaded.store.image_count()).map(ImageId);
+        let first = match wanted {
+            Some(wanted) => all.clone().find(|image| is_called(loaded, *image, wanted)),
+            None => Some(program(loaded)?),
+        };
+        let Some(first) = first else {
+            let wanted = wanted.unwrap_or_default();
+            bail!("{wanted} is no binary of this capture; those there are: ptflow info");
+        };
+        let name = loaded.store.image_name(first);
+        let Some(file) = loaded.store.file(first).filter(|file| matches!(file.status, Status::Found(_)))
+        else {
+            bail!("the code of {name} is not found; say where it is: --images DIR");
+        };
+        let images = all.map(|image| loaded.store.image_name(image) == name).collect();
+        Ok(Self { name, code: file.code(), images })
+    }
+
+    /// True for the binary's images.
+    pub fn is(&self, image: ImageId) -> bool {
+        self.images.get(image.0 as usize).copied().unwrap_or(false)
+    }
+}
+
+/// The image has that build id, or that path: in the capture, or where it was found.
+fn is_called(loaded: &Loaded<'_>, image: ImageId, wanted: &str) -> bool {
+    let Some(file) = loaded.store.file(image) else { return false };
+    let found = match &file.status {
+        Status::Found(path) => path.canonicalize().ok(),
+        _ => None,
+    };
+    loaded.store.image_name(image) == wanted
+        || file.mapped.path == wanted
+        || found.is_some_and(|found| Path::new(wanted).canonicalize().is_ok_and(|wanted| wanted == found))
+}
+
+/// What the chosen processes ran. Linux maps a program below the libraries that it loads.
+fn program(loaded: &Loaded<'_>) -> anyhow::Result<ImageId> {
+    let mut programs: Vec<ImageId> = Vec::new();
+    let mut names = BTreeSet::new();
+    for spaces in loaded.chosen_spaces() {
+        let space = spaces.versions().last();
+        if let Some(mapping) = space.and_then(|(_, space)| space.mappings().first())
+            && names.insert(loaded.store.image_name(mapping.image))
+        {
+            programs.push(mapping.image);
+        }
+    }
+    match programs[..] {
+        [program] => Ok(program),
+        [] => bail!("the capture names no program; say of which binary the profile is: --binary PATH"),
+        _ => {
+            let path = |image: &ImageId| loaded.store.file(*image).map_or("?", |file| &file.mapped.path);
+            let paths: Vec<&str> = programs.iter().map(path).collect();
+            Err(Usage(format!("the profile is of one program; choose it: --binary {}", paths.join(" | ")))
+                .into())
+        }
+    }
+}
