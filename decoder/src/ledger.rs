@@ -9,6 +9,8 @@ use crate::units::AuxOffset;
 pub enum LossReason {
     /// Before the first PSB of a stream, or of the stretch behind a break: nothing can be decoded there.
     BeforeFirstPsb,
+    /// A snapshot repeats what another one has: nothing is lost.
+    Overlap,
     /// Code that no image holds.
     NoImage,
     /// Bytes that are no packet.
@@ -32,6 +34,7 @@ impl LossReason {
     pub fn name(self) -> &'static str {
         match self {
             Self::BeforeFirstPsb => "before_first_psb",
+            Self::Overlap => "overlap",
             Self::NoImage => "no_image",
             Self::BadPacket => "bad_packet",
             Self::TornPacket => "torn_packet",

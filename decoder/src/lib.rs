@@ -18,6 +18,7 @@ pub mod jobs;
 pub mod ledger;
 #[cfg(feature = "oracle")]
 pub mod oracle;
+mod overlap;
 pub mod owners;
 pub mod packet;
 mod placement;

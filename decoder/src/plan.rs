@@ -12,6 +12,7 @@
 use crate::clock::Clock;
 use crate::config::PtConfig;
 use crate::ledger::{Ledger, Loss, LossReason};
+use crate::overlap::kept;
 use crate::packet::Packet;
 use crate::psb::{PSB, is_in_psb_plus, next_psb};
 use crate::reader::{Position, Reader, bytes_between};
@@ -51,32 +52,57 @@ pub fn plan<'m>(streams: impl IntoIterator<Item = &'m TraceStream<'m>>, unit_byt
     let mut plan = Plan::default();
     for (index, stream) in streams.into_iter().enumerate() {
         plan.ledgers.push(Ledger::default());
+        let kept = kept(&stream.pieces);
         let mut first = 0;
         while first < stream.pieces.len() {
             let behind = &stream.pieces[first + 1..];
             let count = 1 + behind.iter().take_while(|piece| piece.break_before.is_none()).count();
-            cut_stretch(&mut plan, index, &stream.pieces, first..first + count, unit_bytes.max(1));
+            let last = first + count - 1;
+            let stretch = Stretch {
+                start: Position { piece: first, byte: kept[first].from },
+                end: Position { piece: last, byte: kept[last].to },
+                joined: kept[first].joined,
+            };
+            cut_stretch(&mut plan, index, &stream.pieces, stretch, unit_bytes.max(1));
             first += count;
         }
     }
     plan
 }
 
+/// Pieces between two breaks, without what others repeat.
+#[derive(Clone, Copy, Debug)]
+struct Stretch {
+    start: Position,
+    end: Position,
+    /// It goes on where the stretch before ends.
+    joined: bool,
+}
+
 fn cut_stretch(
     plan: &mut Plan,
     stream: usize,
     pieces: &[Piece<'_>],
-    range: std::ops::Range<usize>,
+    Stretch { start, end, joined }: Stretch,
     unit_bytes: usize,
 ) {
-    let end = Position { piece: range.end - 1, byte: pieces[range.end - 1].bytes.len() };
     let offset = |at: Position| AuxOffset(pieces[at.piece].offset.0.wrapping_add(at.byte as u64));
-    let start = Position { piece: range.start, byte: 0 };
     let ledger = &mut plan.ledgers[stream].losses;
-    let reason = match pieces[range.start].break_before {
+    let whole =
+        (Position { piece: start.piece, byte: 0 }, Position { byte: pieces[end.piece].bytes.len(), ..end });
+    for (from, to) in [(whole.0, start), (end.max(start), whole.1)] {
+        let bytes = bytes_between(pieces, from, to) as u64;
+        if bytes > 0 {
+            let (from, to) = (offset(from), offset(to));
+            ledger.push(Loss { reason: LossReason::Overlap, from, to, bytes, at: None });
+        }
+    }
+    let reason = match pieces[start.piece].break_before {
         Some(Break::AuxTruncated) => Some(LossReason::AuxTruncated),
         Some(Break::Missing) => Some(LossReason::Missing),
-        Some(Break::Start) | None => None,
+        // A snapshot of which nothing is kept is no hole.
+        Some(Break::Snapshot) if !joined && start < end => Some(LossReason::Missing),
+        Some(Break::Start | Break::Snapshot) | None => None,
     };
     if let Some(reason) = reason {
         ledger.push(Loss { reason, from: offset(start), to: offset(start), bytes: 0, at: None });
@@ -101,7 +127,7 @@ fn cut_stretch(
             stream,
             from,
             end: next,
-            after_break: from == first,
+            after_break: from == first && !joined,
             bytes: bytes_between(pieces, from, next) as u64,
         });
         from = next;

@@ -25,6 +25,8 @@ pub enum Break {
     AuxTruncated,
     /// The offsets leave a hole, or run backwards.
     Missing,
+    /// A snapshot of a ring: it may repeat what the piece before has, or leave a hole.
+    Snapshot,
 }
 
 /// The trace of one thread or one CPU: pieces in stream order.

@@ -180,7 +180,7 @@ fn holes_hide_what_they_cover_and_invent_nothing() {
             let reason = match piece.break_before {
                 Some(Break::AuxTruncated) => LossReason::AuxTruncated,
                 Some(Break::Missing) => LossReason::Missing,
-                Some(Break::Start) | None => continue,
+                Some(Break::Start | Break::Snapshot) | None => continue,
             };
             let is_told = |loss: &Loss| loss.reason == reason && loss.from == piece.offset;
             assert!(profile.ledgers[0].losses.iter().any(is_told), "{name}: hole before {:?}", piece.offset);

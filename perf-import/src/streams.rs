@@ -171,7 +171,7 @@ impl<'m> StreamBuilder<'m> {
 fn snapshots<'m>(chunks: &[(AuxTrace, &'m [u8])]) -> Vec<Piece<'m>> {
     let mut offset = 0u64;
     let pieces = chunks.iter().filter(|(_, bytes)| !bytes.is_empty()).map(|(info, bytes)| {
-        let break_before = Some(if offset == 0 { Break::Start } else { Break::Missing });
+        let break_before = Some(if offset == 0 { Break::Start } else { Break::Snapshot });
         let piece = Piece { offset: AuxOffset(offset), bytes, break_before, reference: reference(info) };
         offset += bytes.len() as u64;
         piece
@@ -346,7 +346,7 @@ mod tests {
     fn snapshots_are_numbered_on_and_never_continue() {
         let chunks = [chunk(0, 4096, &[1; 16]), chunk(0, 0, &[2; 8])];
         let streams = build(&chunks, &[aux(0, 1 << 20, Aux::OVERWRITE | Aux::TRUNCATED)], true);
-        let expected = [(0, vec![1; 16], Some(Break::Start)), (16, vec![2; 8], Some(Break::Missing))];
+        let expected = [(0, vec![1; 16], Some(Break::Start)), (16, vec![2; 8], Some(Break::Snapshot))];
         assert_eq!(streams[0], expected);
     }
 

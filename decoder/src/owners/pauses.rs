@@ -4,6 +4,7 @@ use super::matching::LATEST;
 use super::{RanUpTo, Schedule, ThreadId};
 use crate::clock::Clock;
 use crate::config::PtConfig;
+use crate::overlap::kept;
 use crate::packet::{IpPayload, LastIp, Packet};
 use crate::plan::{self, time_of};
 use crate::reader::{Position, Reader};
@@ -54,13 +55,14 @@ pub(super) fn find(
         psb: None,
     };
     let pieces = &stream.pieces;
+    let kept = kept(pieces);
     let mut first = 0;
     while first < pieces.len() {
         let count = 1 + pieces[first + 1..].iter().take_while(|piece| piece.break_before.is_none()).count();
         let last = first + count - 1;
-        let end = Position { piece: last, byte: pieces[last].bytes.len() };
-        let start = Position { piece: first, byte: 0 };
-        if pieces[first].break_before != Some(Break::Start) {
+        let end = Position { piece: last, byte: kept[last].to };
+        let start = Position { piece: first, byte: kept[first].from };
+        if pieces[first].break_before != Some(Break::Start) && !kept[first].joined {
             scan.breaks(pieces[first].offset);
         }
         let psb = plan::find_psb(pieces, start, end);
