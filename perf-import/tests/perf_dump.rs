@@ -207,10 +207,9 @@ fn sorted(lines: impl Iterator<Item = (u64, String)>) -> Vec<(u64, String)> {
 /// Pipes, directories, compressed records: whatever perf makes of them, in whichever order.
 #[test]
 fn every_form() {
-    const PIPE: &str =
-        "perf record -q -e cpu-clock -e dummy:u -o - sh -c 'ls /usr/bin >/dev/null' | cat >perf.data";
+    const PIPE: &str = "perf record -q -e cpu-clock -e dummy:u -o - sh -c 'ls -lR /usr/bin /etc >/dev/null' | cat >perf.data";
     let forms = [
-        ("-z", "perf record -q -z -e cpu-clock -o perf.data sh -c 'ls /usr/bin >/dev/null; true'"),
+        ("-z", "perf record -q -z -e cpu-clock -o perf.data sh -c 'ls -lR /usr/bin /etc >/dev/null; true'"),
         (
             "-z of level 19, several events",
             "perf record -q --compression-level=19 -e cpu-clock -e task-clock --switch-events -g -o perf.data sh -c 'ls -lR /usr/lib/x86_64-linux-gnu >/dev/null; true'",
