@@ -94,7 +94,12 @@ fn run(args: Args) -> anyhow::Result<ExitStatus> {
             let RecordArgs { output, log, options, command } = args;
             Recorder { plugin, command, log }.record(&output, options)
         }
-        Verb::Count(args) => Recorder { plugin, command: args.command, log: false }.count(),
+        Verb::Count(args) => {
+            let counts = Recorder { plugin, command: args.command, log: false }.count()?;
+            // The program's own output is on standard output.
+            eprintln!("instructions {}\ntaken_branches {}", counts.instructions, counts.taken_branches);
+            Ok(counts.status)
+        }
         Verb::Accuracy(args) => print_accuracy(&args.recordings).map(|()| ExitStatus::default()),
         Verb::Log(args) => print_log(&args.file).map(|()| ExitStatus::default()),
         #[cfg(feature = "oracle")]

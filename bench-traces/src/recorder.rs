@@ -22,6 +22,17 @@ pub struct Recorder {
     pub log: bool,
 }
 
+/// What a run did.
+#[derive(Clone, Copy, Debug)]
+pub struct Counts {
+    /// How the program ended.
+    pub status: ExitStatus,
+    /// Instructions executed by all threads.
+    pub instructions: u64,
+    /// Branches taken by all threads: jumps, calls and returns; no system calls.
+    pub taken_branches: u64,
+}
+
 impl Recorder {
     /// Records a run into a folder, which is made if it is not there: `perf.data`, `truth.edges`, `totals.json`. Gives the
     /// program's own exit status.
@@ -42,9 +53,21 @@ impl Recorder {
         Ok((self.emulation(words)?, folder))
     }
 
-    /// Counts a run's instructions and taken branches; they are printed on standard error.
-    pub fn count(&self) -> anyhow::Result<ExitStatus> {
-        self.emulation(vec!["count=1".to_owned()])?.status().with_context(no_qemu)
+    /// Counts a run's instructions and taken branches. They come by way of a file: by its end the program may have closed
+    /// every descriptor that it was given.
+    pub fn count(&self) -> anyhow::Result<Counts> {
+        let folder = tempfile::tempdir().context("cannot make a folder for the counts")?;
+        let file = folder.path().join("counts");
+        let status =
+            self.emulation(vec![format!("count={}", path_word(&file)?)])?.status().with_context(no_qemu)?;
+        let text =
+            std::fs::read_to_string(&file).with_context(|| format!("the run left no counts: {status}"))?;
+        let number = |name: &str| {
+            let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+            value.with_context(|| format!("the run's counts have no {name}: {text:?}"))
+        };
+        let (instructions, taken_branches) = (number("instructions ")?, number("taken_branches ")?);
+        Ok(Counts { status, instructions, taken_branches })
     }
 
     fn emulation(&self, mut words: Vec<String>) -> anyhow::Result<Command> {

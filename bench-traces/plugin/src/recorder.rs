@@ -66,7 +66,8 @@ pub struct Recorder {
     dir: PathBuf,
     comm: String,
     options: PtOptions,
-    count_only: bool,
+    /// The run is only counted; into this file.
+    counts: Option<PathBuf>,
     log: bool,
     pid: Pid,
     cpus: Option<Cpus>,
@@ -87,7 +88,7 @@ impl Recorder {
     /// Reads the options and opens the capture.
     pub fn new(words: &[(String, String)]) -> Result<Self, String> {
         let mut options = PtOptions::default();
-        let (mut dir, mut count_only, mut cmdline) = (PathBuf::new(), false, Vec::new());
+        let (mut dir, mut counts, mut cmdline) = (PathBuf::new(), None, Vec::new());
         let mut log = false;
         let mut comm = String::new();
         for (name, value) in words {
@@ -95,7 +96,7 @@ impl Recorder {
                 "dir" => dir = PathBuf::from(value),
                 // The kernel keeps 15 bytes of a name.
                 "comm" => comm = value.chars().take(15).collect(),
-                "count" => count_only = value == "1",
+                "count" => counts = Some(PathBuf::from(value)),
                 "log" => log = value == "1",
                 "cmd" => cmdline.push(value.clone()),
                 _ if options.take_word(name, value) => {}
@@ -103,7 +104,7 @@ impl Recorder {
             }
         }
         let pid = Pid(std::process::id());
-        let writer = if count_only {
+        let writer = if counts.is_some() {
             None
         } else {
             let config = WriterConfig {
@@ -129,10 +130,10 @@ impl Recorder {
             dir,
             comm,
             options,
-            count_only,
+            cpus: (options.per_cpu > 0 && counts.is_none()).then(|| Cpus::new(options.per_cpu, options, pid)),
+            counts,
             log,
             pid,
-            cpus: (options.per_cpu > 0 && !count_only).then(|| Cpus::new(options.per_cpu, options, pid)),
             slots: (0..MAX_VCPUS).map(|_| AtomicPtr::default()).collect(),
             next_idx: AtomicU32::new(0),
             latest: AtomicU64::new(options.start),
@@ -497,10 +498,12 @@ impl Recorder {
         for done in &output.done {
             sums.add(&done.truth, &output.blocks);
         }
-        if self.count_only {
+        if let Some(file) = &self.counts {
             let taken: u64 = TAKEN_KINDS.iter().map(|kind| sums.of_kind(kind).0).sum();
-            eprintln!("instructions {}\ntaken_branches {taken}", sums.instructions());
-            return Ok(());
+            return std::fs::write(
+                file,
+                format!("instructions {}\ntaken_branches {taken}\n", sums.instructions()),
+            );
         }
         let shared = match &self.cpus {
             Some(cpus) => cpus.finish(output.writer.as_mut())?,

@@ -51,8 +51,8 @@ fn variants() -> Vec<(&'static str, PtOptions)> {
     ]
 }
 
-/// Takes a minute for each way to record it: only with these.
-const HEAVY: &str = "cc1";
+/// Takes a minute for each way to record it: only with these. cc1 on a short file runs with all.
+const HEAVY: &str = "cc1, with headers";
 const WITH_HEAVY: [&str; 3] = [DEFAULTS, ALL, ALL_LOSSES];
 
 const DEFAULTS: &str = "perf's defaults: tsc, mtc 3";
@@ -63,7 +63,8 @@ const ALL_LOSSES: &str = "all losses and all of these";
 fn programs() -> Vec<(&'static str, Vec<String>)> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let source = here.join("src/recorder.rs").display().to_string();
-    let nasty = here.join("tests/programs/nasty.c").display().to_string();
+    let [short, nasty] =
+        ["swapped.c", "nasty.c"].map(|name| here.join("tests/programs").join(name).display().to_string());
     let python = "import re,json; print(json.dumps([m.group() for m in re.finditer('a+b', 'aab' * 50)]))";
     let perl = "sub f { my $n = shift; $n < 2 ? $n : f($n - 1) + f($n - 2) } print f(12);";
     let sql = "with recursive c(x) as (select 1 union all select x + 1 from c where x < 3000) \
@@ -82,7 +83,8 @@ fn programs() -> Vec<(&'static str, Vec<String>)> {
         ("sqlite3", words(&["/usr/bin/sqlite3", ":memory:", sql])),
         ("perl", words(&["/usr/bin/perl", "-e", perl])),
         ("bash", words(&["/bin/bash", "-c", "for i in {1..50}; do x+=$((i * 7)); done; echo ${x/7/8}"])),
-        ("cc1", words(&[&cc1, "-quiet", "-imultiarch", &multiarch, &nasty, "-o", "/dev/null"])),
+        ("cc1", words(&[&cc1, "-quiet", "-O2", "-DVARIANT=1", &short, "-o", "/dev/null"])),
+        (HEAVY, words(&[&cc1, "-quiet", "-imultiarch", &multiarch, &nasty, "-o", "/dev/null"])),
     ]
 }
 

@@ -2,7 +2,7 @@
 
 mod kit;
 
-use kit::{compile, record};
+use kit::{compile, counts, record};
 use ptflow_bench_traces::options::{IpForm, PtOptions, TntForm};
 
 #[test]
@@ -11,6 +11,16 @@ fn programs_of_the_system() {
     record(&["/usr/bin/gzip", "-9", "-c", "/bin/ls"], PtOptions { cyc: true, ..PtOptions::default() })
         .check();
     record(&["/bin/bash", "-c", "for i in 1 2 3; do echo $((i * 7)); done"], PtOptions::default()).check();
+}
+
+/// A program that closes standard output and error at its end is counted too.
+#[test]
+fn counts_are_those_of_a_recording() {
+    let recording = record(&["/bin/true"], PtOptions::default());
+    let counts = counts(&["/bin/true"]);
+    assert_eq!(counts.instructions, recording.total("instructions"));
+    let taken = ["jcc", "jmp", "call", "jmp_ind", "call_ind", "ret"];
+    assert_eq!(counts.taken_branches, taken.map(|kind| recording.total(kind)).iter().sum::<u64>());
 }
 
 /// Every option of the trace, on a program that does everything at once.

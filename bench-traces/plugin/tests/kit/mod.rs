@@ -3,7 +3,7 @@
 
 use ptflow_bench_traces::options::PtOptions;
 use ptflow_bench_traces::order::{self, Way};
-use ptflow_bench_traces::recorder::{PLUGIN, Recorder};
+use ptflow_bench_traces::recorder::{Counts, PLUGIN, Recorder};
 use ptflow_decoder::image::AddressSpaces;
 use ptflow_decoder::profile::CodeAddr;
 use ptflow_decoder::run::{Options, count};
@@ -72,6 +72,12 @@ pub fn record(command: &[&str], options: PtOptions) -> Recording {
     Recording { folder }
 }
 
+/// Counts a run of a program.
+pub fn counts(command: &[&str]) -> Counts {
+    let command = command.iter().map(Into::into).collect();
+    Recorder { plugin: plugin(), command, log: false }.count().expect("the program runs")
+}
+
 /// Plain runtime addresses.
 struct Runtime<'s>(&'s AddressSpaces);
 
@@ -100,7 +106,7 @@ impl Recording {
     }
 
     /// A number of `totals.json`, the sum over threads.
-    fn total(&self, key: &str) -> u64 {
+    pub fn total(&self, key: &str) -> u64 {
         let totals = self.text("totals.json");
         let (_, rest) = totals.split_once(&format!("\"{key}\": ")).expect("the total is there");
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
