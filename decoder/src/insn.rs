@@ -4,7 +4,7 @@
 
 use crate::packet::ExecMode;
 use crate::profile::EdgeKind;
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use iced_x86::{Code, CodeSize, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
 
 /// What an instruction does to control flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -149,14 +149,14 @@ pub fn is_vm_entry(code: &[u8], mode: ExecMode) -> bool {
 fn classify(insn: &Instruction) -> Class {
     match insn.flow_control() {
         FlowControl::Next => classify_straight(insn),
-        FlowControl::ConditionalBranch => Class::Jcc { target: insn.near_branch_target() },
+        FlowControl::ConditionalBranch => Class::Jcc { target: near_target(insn) },
         FlowControl::UnconditionalBranch if insn.is_jmp_short_or_near() => {
-            Class::Jmp { target: insn.near_branch_target() }
+            Class::Jmp { target: near_target(insn) }
         }
         FlowControl::UnconditionalBranch => Class::Far,
         FlowControl::IndirectBranch if insn.is_jmp_near_indirect() => Class::JmpInd,
         FlowControl::IndirectBranch => Class::Far,
-        FlowControl::Call if insn.is_call_near() => Class::Call { target: insn.near_branch_target() },
+        FlowControl::Call if insn.is_call_near() => Class::Call { target: near_target(insn) },
         FlowControl::Call if insn.mnemonic() == Mnemonic::Syscall => Class::Syscall,
         FlowControl::Call => Class::Far,
         FlowControl::IndirectCall if insn.is_call_near_indirect() => Class::CallInd,
@@ -169,6 +169,19 @@ fn classify(insn: &Instruction) -> Class {
         FlowControl::XbeginXabortXend => Class::Plain,
         FlowControl::Exception => Class::Fault,
     }
+}
+
+/// The target of a direct near branch, as a linear address like those of the packets.
+///
+/// SDM vol. 1, "Near branches in 16-bit code": the offset within the code segment is cut off to 16 bits. Where the segment
+/// begins is not known, so the displacement counts from the instruction's linear address.
+fn near_target(insn: &Instruction) -> u64 {
+    let target = insn.near_branch_target();
+    if insn.code_size() != CodeSize::Code16 || insn.op0_kind() != OpKind::NearBranch16 {
+        return target;
+    }
+    let displacement = (target as u16).wrapping_sub(insn.next_ip() as u16) as i16;
+    insn.next_ip().wrapping_add_signed(i64::from(displacement))
 }
 
 fn classify_straight(insn: &Instruction) -> Class {

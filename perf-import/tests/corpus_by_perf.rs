@@ -35,6 +35,7 @@ const OTHER: [(&str, &str); 32] = [
     ("event-next-ip", "it counts the branch as executed"),
     ("loop-endless", ERRORS),
     ("loop-endless-tnt", ERRORS),
+    ("mode-16", "it takes the mode from the image, not from MODE.Exec"),
     ("mode-change", "it takes the mode from the image, not from MODE.Exec"),
     ("no-image-stack", ERRORS),
     ("off-cr3", "it does not look for MOV CR3 at TIP.PGD"),

@@ -228,7 +228,7 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
             && self.pending.is_clean()
             && self.bound.is_empty()
             && !self.reader.in_block()
-            // There, targets are cut off to 16 bits, at addresses that only the runtime knows.
+            // Too rare to be worth a graph: what a LIP is depends on the segment, too.
             && self.cursor.mode != ExecMode::Bits16
     }
 

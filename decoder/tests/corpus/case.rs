@@ -24,6 +24,7 @@ struct TraceLine {
 pub struct Case {
     pub config: PtConfig,
     /// Addresses of 32-bit code.
+    mode16: std::ops::Range<u64>,
     mode32: std::ops::Range<u64>,
     /// Named addresses, in order of the listing.
     pub labels: Vec<(String, u64)>,
@@ -48,6 +49,7 @@ impl Case {
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut case = Self {
             config: PtConfig::default(),
+            mode16: 0..0,
             mode32: 0..0,
             labels: Vec::new(),
             listing: Vec::new(),
@@ -108,9 +110,10 @@ impl Case {
                 config.tsc_ctc_ratio = Some((tsc.parse().ok()?, ctc.parse().ok()?));
             }
             ("max-nonturbo", [ratio]) => config.max_nonturbo_ratio = ratio.parse().ok()?,
-            ("mode32", [range]) => {
+            ("mode16" | "mode32", [range]) => {
                 let (start, end) = range.split_once("..")?;
-                self.mode32 = hex(start)?..hex(end)?;
+                let code = if key == "mode16" { &mut self.mode16 } else { &mut self.mode32 };
+                *code = hex(start)?..hex(end)?;
             }
             ("libipt", ["differs:", ..]) => self.libipt = Some(words[1..].join(" ")),
             _ => return None,
@@ -208,11 +211,19 @@ impl Case {
         complaint
     }
 
+    /// The mode that the code at an address runs in.
+    pub fn mode(&self, addr: u64) -> ExecMode {
+        match addr {
+            _ if self.mode16.contains(&addr) => ExecMode::Bits16,
+            _ if self.mode32.contains(&addr) => ExecMode::Bits32,
+            _ => ExecMode::Bits64,
+        }
+    }
+
     pub fn check_listing(&self) -> String {
         let mut complaint = String::new();
         for line in &self.listing {
-            let is_32 = self.mode32.contains(&line.addr);
-            let mode = if is_32 { ExecMode::Bits32 } else { ExecMode::Bits64 };
+            let mode = self.mode(line.addr);
             let len = insn::decode(&line.bytes, line.addr, mode).map(|insn| usize::from(insn.len));
             if len != Some(line.bytes.len()) {
                 let _ =

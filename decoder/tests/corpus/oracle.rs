@@ -6,7 +6,6 @@ use super::subject::{memory, regions};
 use ptflow_decoder::code::CodeView;
 use ptflow_decoder::insn::Class;
 use ptflow_decoder::oracle::Session;
-use ptflow_decoder::packet::ExecMode;
 use ptflow_decoder::units::Ip;
 
 /// Whether libipt counts what the text expects.
@@ -21,13 +20,9 @@ pub fn check(case: &Case) -> String {
         Err(error) => return format!("{error}\n"),
     };
     let code = CodeView { images: &images, space };
-    let target = |from: u64| {
-        [ExecMode::Bits64, ExecMode::Bits32].into_iter().find_map(|mode| {
-            match code.insn(Ip(from), mode)?.class {
-                Class::Jcc { target } => Some(target),
-                _ => None,
-            }
-        })
+    let target = |from: u64| match code.insn(Ip(from), case.mode(from))?.class {
+        Class::Jcc { target } => Some(target),
+        _ => None,
     };
     let expected = rows::expected(case, target);
     let found: Rows = edges

@@ -7,7 +7,6 @@ use super::subject::{BIAS, IMAGE, memory, regions};
 use ptflow_decoder::code::CodeView;
 use ptflow_decoder::insn::Class;
 use ptflow_decoder::ledger::Ledger;
-use ptflow_decoder::packet::ExecMode;
 use ptflow_decoder::profile::CodeAddr;
 use ptflow_decoder::run::{self, Options};
 use ptflow_decoder::stream::{Break, Piece, TraceStream};
@@ -47,13 +46,9 @@ pub fn check(case: &Case) -> String {
     compare(&mut complaint, "losses", &case.losses, &losses(case, &reference.ledger));
     compare(&mut complaint, "times", &case.times, &reference.times);
     let code = CodeView { images: &images, space: &spaces.versions()[0].1 };
-    let target = |from: u64| {
-        [ExecMode::Bits64, ExecMode::Bits32].into_iter().find_map(|mode| {
-            match code.insn(Ip(from), mode)?.class {
-                Class::Jcc { target } => Some(target),
-                _ => None,
-            }
-        })
+    let target = |from: u64| match code.insn(Ip(from), case.mode(from))?.class {
+        Class::Jcc { target } => Some(target),
+        _ => None,
     };
     let rows = rows::expected(case, target);
     if reference.rows != rows {
