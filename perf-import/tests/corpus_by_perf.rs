@@ -24,7 +24,7 @@ const ERRORS: &str = "it counts other instructions around an error";
 const ERRATUM: &str = "it does not know the erratum";
 
 /// Texts on which perf (6.1) finds other instructions, and why.
-const OTHER: [(&str, &str); 32] = [
+const OTHER: &[(&str, &str)] = &[
     ("bad-ip", ERRORS),
     ("bad-ip-bytes", ERRORS),
     ("bad-packet", ERRORS),
