@@ -28,13 +28,16 @@ pub enum Verb {
 }
 
 /// What every verb takes.
-#[derive(ClapArgs, Debug)]
+#[derive(ClapArgs, Clone, Debug)]
 pub struct Common {
     /// A perf.data file or directory, a bundle, or `-` for standard input
     pub capture: PathBuf,
     /// Look for images below this folder first (as perf's --symfs); may be given several times
     #[arg(long, value_name = "DIR")]
     pub images: Vec<PathBuf>,
+    /// Files to take as images, by build id or name.
+    #[arg(skip)]
+    pub binaries: Vec<PathBuf>,
     /// Worker threads [default: all processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
@@ -89,6 +92,9 @@ pub struct ConvertArgs {
 pub struct ProfileArgs {
     #[command(flatten)]
     pub common: Common,
+    /// More captures, or tables that --format edges wrote, to add
+    #[arg(value_name = "CAPTURE")]
+    pub more: Vec<PathBuf>,
     /// Where to [default: standard output]
     #[arg(short, long, value_name = "OUT", default_value = "-")]
     pub output: PathBuf,
@@ -112,6 +118,10 @@ pub enum ProfileFormat {
     Edges,
     /// One binary's branches and straight code, for perf2bolt -p FILE --pa
     BoltPreaggregated,
+    /// One binary's branches and straight code, for llvm-profgen --unsymbolized-profile FILE --use-offset=0
+    LlvmUnsymbolized,
+    /// One binary's branches and straight code, for AutoFDO's create_llvm_prof and create_gcov --profiler=text
+    Gcc,
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]

@@ -5,26 +5,23 @@ use crate::load::Loaded;
 use anyhow::bail;
 use ptflow_decoder::image::CodeImage;
 use ptflow_decoder::units::ImageId;
-use ptflow_perf_import::images::Status;
+use ptflow_perf_import::images::{BinaryFile, Status};
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// A binary of the capture, in whatever places it was mapped.
-pub struct Binary<'l> {
+/// A binary by what captures and tables call it.
+pub struct Binary {
     /// Its build id, or its path.
     pub name: String,
-    /// Its code.
-    pub code: CodeImage<'l>,
-    /// By image: it is one of the binary's.
-    images: Vec<bool>,
+    file: BinaryFile,
 }
 
-impl<'l> Binary<'l> {
+impl Binary {
     /// The binary of that path or build id, or the traced program.
-    pub fn choose(loaded: &'l Loaded<'_>, wanted: Option<&str>) -> anyhow::Result<Self> {
-        let all = (0..loaded.store.image_count()).map(ImageId);
+    pub fn choose(loaded: &Loaded<'_>, wanted: Option<&str>) -> anyhow::Result<Self> {
+        let mut all = (0..loaded.store.image_count()).map(ImageId);
         let first = match wanted {
-            Some(wanted) => all.clone().find(|image| is_called(loaded, *image, wanted)),
+            Some(wanted) => all.find(|image| is_called(loaded, *image, wanted)),
             None => Some(program(loaded)?),
         };
         let Some(first) = first else {
@@ -32,17 +29,28 @@ impl<'l> Binary<'l> {
             bail!("{wanted} is no binary of this capture; those there are: ptflow info");
         };
         let name = loaded.store.image_name(first);
-        let Some(file) = loaded.store.file(first).filter(|file| matches!(file.status, Status::Found(_)))
-        else {
+        let found = loaded.store.file(first).and_then(|file| match &file.status {
+            Status::Found(path) => BinaryFile::open(path),
+            _ => None,
+        });
+        let Some(file) = found else {
             bail!("the code of {name} is not found; say where it is: --images DIR");
         };
-        let images = all.map(|image| loaded.store.image_name(image) == name).collect();
-        Ok(Self { name, code: file.code(), images })
+        Ok(Self { name, file })
     }
 
-    /// True for the binary's images.
-    pub fn is(&self, image: ImageId) -> bool {
-        self.images.get(image.0 as usize).copied().unwrap_or(false)
+    /// A file, for edges that are in no capture at hand.
+    pub fn open(path: &str) -> anyhow::Result<Self> {
+        let Some(file) = BinaryFile::open(Path::new(path)) else {
+            bail!("{path} is no 64-bit ELF file");
+        };
+        let name = file.build_id().map_or_else(|| path.to_owned(), str::to_owned);
+        Ok(Self { name, file })
+    }
+
+    /// Its code.
+    pub fn code(&self) -> CodeImage<'_> {
+        self.file.code()
     }
 }
 

@@ -78,9 +78,13 @@ impl<'m> Loaded<'m> {
                 args.capture.display()
             );
         }
+        // Branch stacks are of whoever has them: of all that had code.
+        let sampled = capture.processes.iter().filter(|(_, process)| !process.space.is_empty());
+        let sampled = sampled.map(|(pid, _)| Some(pid)).take_while(|_| capture.streams.is_empty());
         let spaces = chosen
             .iter()
             .map(|index| capture.streams[*index].pid)
+            .chain(sampled)
             .chain(capture.schedules.threads.iter().map(|(pid, _)| Some(*pid)))
             .map(|pid| (pid, pid.map(|pid| store.address_spaces(pid)).unwrap_or_default()))
             .collect();
@@ -312,9 +316,9 @@ fn search(args: &Common) -> ImageSearch {
     match bundled(&args.capture) {
         Some(bundle) => {
             roots.push(bundle.images);
-            ImageSearch { roots, only_roots: true, ..ImageSearch::default() }
+            ImageSearch { roots, only_roots: true, files: args.binaries.clone(), ..ImageSearch::default() }
         }
-        None => ImageSearch::new(roots),
+        None => ImageSearch { files: args.binaries.clone(), ..ImageSearch::new(roots) },
     }
 }
 

@@ -13,6 +13,7 @@ mod load;
 mod oracle;
 mod progress;
 mod report;
+mod sources;
 
 use clap::Parser;
 use std::process::ExitCode;

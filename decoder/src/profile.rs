@@ -102,9 +102,9 @@ pub fn merge_rows(rows: &mut Vec<EdgeRow>) {
     rows.dedup_by(|row, kept| {
         let same = row.key() == kept.key();
         if same {
-            kept.taken += row.taken;
-            kept.not_taken += row.not_taken;
-            kept.mispredicted += row.mispredicted;
+            kept.taken = kept.taken.saturating_add(row.taken);
+            kept.not_taken = kept.not_taken.saturating_add(row.not_taken);
+            kept.mispredicted = kept.mispredicted.saturating_add(row.mispredicted);
         }
         same
     });

@@ -130,7 +130,51 @@ pub fn derive(rows: &[EdgeRow], is_own: impl Fn(ImageId) -> bool, code: &CodeIma
     ranges
 }
 
+/// The ranges that the rows themselves tell, where windows on the flow were counted.
+///
+/// They do not tell what entered a range. It counts as entered by a return where most of what came to its start did.
+pub fn counted(rows: &[EdgeRow], is_own: impl Fn(ImageId) -> bool) -> Ranges {
+    let own =
+        |addr: Option<CodeAddr>| addr.filter(|addr| addr.image.is_some_and(&is_own)).map(|addr| addr.addr);
+    let mut entries: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.kind != EdgeKind::Range && row.taken > 0) {
+        let Some(to) = own(row.to) else { continue };
+        let (returned, jumped) = entries.entry(to).or_default();
+        let sum = if row.kind == EdgeKind::Ret { returned } else { jumped };
+        *sum = sum.saturating_add(row.taken);
+    }
+    let mut ranges = Ranges::default();
+    for row in rows.iter().filter(|row| row.kind == EdgeKind::Range) {
+        if let (Some(start), Some(end)) = (own(row.from), own(row.to)) {
+            let returned = entries.get(&start).is_some_and(|(returned, jumped)| returned > jumped);
+            ranges.add(start, Some(end), returned, row.taken);
+        }
+    }
+    ranges
+}
+
 impl Ranges {
+    /// As rows of that image.
+    pub fn rows(&self, image: ImageId) -> impl Iterator<Item = EdgeRow> {
+        let addr = move |addr| Some(CodeAddr { image: Some(image), addr });
+        self.counts.iter().map(move |(range, count)| EdgeRow {
+            kind: EdgeKind::Range,
+            from: addr(range.start),
+            to: addr(range.end),
+            taken: *count,
+            not_taken: 0,
+            mispredicted: 0,
+        })
+    }
+
+    /// Adds those of another source.
+    pub fn sum(&mut self, other: Self) {
+        for (range, count) in other.counts {
+            self.add(range.start, Some(range.end), range.returned, count);
+        }
+        self.unexplained = self.unexplained.saturating_add(other.unexplained);
+    }
+
     fn add(&mut self, start: u64, end: Option<u64>, returned: bool, count: u64) {
         match end {
             _ if count == 0 => {}

@@ -3,7 +3,8 @@
 use ptflow_decoder::image::{CodeImage, CodeRegion};
 use ptflow_decoder::profile::{CodeAddr, EdgeKind, EdgeRow};
 use ptflow_decoder::units::{ImageId, Ip, Svma};
-use ptflow_exporters::bolt::Preaggregated;
+use ptflow_exporters::bolt;
+use ptflow_exporters::flow::Flow;
 
 const BINARY: ImageId = ImageId(3);
 const LIBRARY: ImageId = ImageId(1);
@@ -37,14 +38,14 @@ fn row(kind: EdgeKind, from: Option<CodeAddr>, to: Option<CodeAddr>, taken: u64,
 const CODE: [u8; 0x13] =
     [0x90, 0xe8, 0x0a, 0, 0, 0, 0xff, 0xc9, 0x75, 0xfc, 0x0f, 0x05, 0x90, 0xc3, 0xcc, 0xcc, 0x90, 0x90, 0xc3];
 
-fn profile(rows: &[EdgeRow]) -> Preaggregated {
+fn profile(rows: &[EdgeRow]) -> Flow {
     let code = CodeImage::new(vec![CodeRegion { start: Svma(BASE), bytes: &CODE }]);
-    Preaggregated::new(rows, |image| image == BINARY, &code)
+    Flow::new(rows, |image| image == BINARY, &code)
 }
 
 fn text(rows: &[EdgeRow]) -> String {
     let mut out = Vec::new();
-    profile(rows).write(&mut out).expect("a Vec takes all");
+    bolt::write(&mut out, &profile(rows)).expect("a Vec takes all");
     String::from_utf8(out).expect("text")
 }
 

@@ -1,10 +1,11 @@
 //! A capture: all that a perf.data says, but the code.
 
 use crate::attr::{TRACEPOINT, sample_type};
+use crate::events::Event;
 use crate::features::{self, BuildId, bit};
 use crate::file::PerfFile;
 use crate::process::Processes;
-use crate::record::{Aux, Lost, LostSamples, PtInfo, Record, Sample, TimeConv, kind};
+use crate::record::{Aux, Lost, LostSamples, PtInfo, Record, Records, Sample, TimeConv, kind};
 use crate::schedule::{self, Schedules};
 use crate::settings;
 use crate::sideband::{Sideband, SwitchEvent, SwitchKind};
@@ -171,6 +172,16 @@ impl<'m> Capture<'m> {
     /// Bytes of trace.
     pub fn trace_bytes(&self) -> u64 {
         self.streams.iter().map(|stream| stream.trace.len()).sum()
+    }
+
+    /// The records, in file order.
+    pub fn records(&self) -> Records<'m> {
+        self.file.records()
+    }
+
+    /// A sample with its event.
+    pub fn sample(&self, record: &Record<'m>) -> Option<(&'m Event, Sample<'m>)> {
+        self.file.events().sample(record)
     }
 
     /// The samples, in file order; none is kept.

@@ -20,6 +20,7 @@ pub mod record;
 pub mod schedule;
 mod settings;
 pub mod sideband;
+pub mod stacks;
 pub mod streams;
 pub mod symbols;
 pub mod write;

@@ -32,6 +32,37 @@ pub struct ImageFile {
     debug: Option<(PathBuf, Elf)>,
 }
 
+/// An executable file on its own, whatever capture it is of.
+#[derive(Debug)]
+pub struct BinaryFile(Elf);
+
+impl BinaryFile {
+    /// Maps a file; `None` where it is not there or no 64-bit ELF.
+    pub fn open(path: &Path) -> Option<Self> {
+        Elf::open(path).map(Self)
+    }
+
+    /// Its build id, in hex.
+    pub fn build_id(&self) -> Option<&str> {
+        self.0.build_id.as_deref()
+    }
+
+    /// The code.
+    pub fn code(&self) -> CodeImage<'_> {
+        self.0.code()
+    }
+
+    /// The functions.
+    pub fn symbols(&self) -> SymbolTable<'_> {
+        SymbolTable::read(&self.0.map, None)
+    }
+
+    /// All its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0.map
+    }
+}
+
 /// The files of a capture, mapped.
 #[derive(Debug)]
 pub struct ImageStore {

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 pub struct ImageSearch {
     /// Folders that stand for the traced machine's root, looked through first; a file directly in one counts too.
     pub roots: Vec<PathBuf>,
+    /// Files to take for what is mapped, before any other: by build id, and where the capture tells none by name.
+    pub files: Vec<PathBuf>,
     /// perf's build-id cache, normally `~/.debug`.
     pub build_id_cache: Option<PathBuf>,
     /// Nowhere else: not at the recorded path, and no installed debug files.
@@ -48,7 +50,7 @@ impl ImageSearch {
     /// Those folders, and the cache in the home folder.
     pub fn new(roots: Vec<PathBuf>) -> Self {
         let cache = std::env::var_os("HOME").map(|home| Path::new(&home).join(".debug"));
-        Self { roots, build_id_cache: cache, only_roots: false }
+        Self { roots, files: Vec::new(), build_id_cache: cache, only_roots: false }
     }
 
     /// The places for a file, best first; none for what is in no file.
@@ -82,7 +84,7 @@ impl ImageSearch {
 
     /// Where below a root to keep a file so that it is found there before any other, and only for what it is.
     pub(super) fn place_below_root(file: &MappedFile) -> Option<PathBuf> {
-        let search = Self { roots: vec![PathBuf::new()], build_id_cache: None, only_roots: true };
+        let search = Self { roots: vec![PathBuf::new()], only_roots: true, ..Self::default() };
         let mut places = search.places(file);
         match file.build_id {
             Some(_) => places.pop(),
@@ -93,10 +95,20 @@ impl ImageSearch {
     /// Finds and maps a file of the right build.
     pub(super) fn find(&self, file: &MappedFile) -> (Status, Option<Elf>) {
         let places = self.places(file);
+        let wanted = file.build_id.as_deref().map(hex);
+        let name = Path::new(&file.path).file_name();
+        for path in &self.files {
+            let is_it = |elf: &Elf| match &wanted {
+                Some(wanted) => elf.build_id.as_ref() == Some(wanted),
+                None => kind(file) == Kind::File && path.file_name() == name,
+            };
+            if let Some(elf) = Elf::open(path).filter(is_it) {
+                return (Status::Found(path.clone()), Some(elf));
+            }
+        }
         let mut mismatch = None;
         for path in &places {
             let Some(elf) = Elf::open(path) else { continue };
-            let wanted = file.build_id.as_deref().map(hex);
             if wanted.is_none() || elf.build_id == wanted {
                 return (Status::Found(path.clone()), Some(elf));
             }

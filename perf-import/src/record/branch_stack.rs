@@ -10,9 +10,14 @@ pub mod branch_sample_type {
     #![allow(missing_docs, reason = "the kernel's names: PERF_SAMPLE_BRANCH_*")]
     pub const USER: u64 = 1 << 0;
     pub const KERNEL: u64 = 1 << 1;
+    pub const HV: u64 = 1 << 2;
     pub const ANY: u64 = 1 << 3;
     pub const CALL_STACK: u64 = 1 << 11;
+    pub const NO_FLAGS: u64 = 1 << 14;
+    pub const NO_CYCLES: u64 = 1 << 15;
+    pub const TYPE_SAVE: u64 = 1 << 16;
     pub const HW_INDEX: u64 = 1 << 17;
+    pub const PRIV_SAVE: u64 = 1 << 18;
     pub const COUNTERS: u64 = 1 << 19;
 
     /// The names that perf's `-j` has for the bits (linux `tools/perf/util/parse-branch-options.c`), lowest bit first.
