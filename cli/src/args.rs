@@ -142,20 +142,48 @@ pub enum EngineChoice {
     Libipt,
 }
 
+/// Which functions.
+#[derive(ClapArgs, Debug)]
+pub struct Which {
+    /// The function: its name as in the symbol table or demangled, with or without parameters; `*` and `?` stand for any
+    /// characters and any one; FILE:NAME is that of one image; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub function: Vec<String>,
+    /// Names are regular expressions, found anywhere in a function's name
+    #[arg(long)]
+    pub regex: bool,
+    /// Count the inner invocations of a function that calls itself, too
+    #[arg(long)]
+    pub recursive: bool,
+}
+
+/// A number, decimal or hexadecimal.
+fn number(text: &str) -> Result<u64, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|error| format!("{text}: {error}"))
+}
+
 #[derive(ClapArgs, Debug)]
 pub struct CallsArgs {
     #[command(flatten)]
     pub common: Common,
-    /// The function: its name as in the symbol table or demangled, with or without parameters; `*` and `?` stand for any
-    /// characters and any one
-    #[arg(long, value_name = "NAME")]
-    pub function: String,
+    #[command(flatten)]
+    pub which: Which,
+    /// From a call of A to the next call of B on the same thread, instead of invocations
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["function", "ptwrite", "recursive"])]
+    pub between: Vec<String>,
+    /// From a PTWRITE (of this value, where one is given) to the next PTWRITE on the same thread
+    #[arg(long, num_args = 0..=1, value_name = "VALUE", value_parser = number, conflicts_with_all = ["function", "recursive"])]
+    pub ptwrite: Option<Option<u64>>,
     /// List so many of the slowest
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub top: usize,
-    /// Count the inner invocations of a function that calls itself, too
-    #[arg(long)]
-    pub recursive: bool,
+    /// Write every invocation to a file with which `replay` finds it again at once
+    #[arg(long, value_name = "FILE")]
+    pub index: Option<PathBuf>,
     /// The figures as JSON
     #[arg(long)]
     pub json: bool,

@@ -49,6 +49,14 @@ pub struct Folded<S> {
     pub units: usize,
 }
 
+impl<S> Folded<S> {
+    /// The same with another sink.
+    pub fn map<T>(self, with: impl FnOnce(S) -> T) -> Folded<T> {
+        let Self { sink, ledgers, instructions, units } = self;
+        Folded { sink: with(sink), ledgers, instructions, units }
+    }
+}
+
 /// Decodes everything and hands the frames of all stacks to the sink, which knows the stacks by the indices of
 /// [`owners`].
 pub fn fold<S: FrameSink>(

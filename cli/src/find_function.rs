@@ -1,27 +1,137 @@
 //! From what somebody calls a function to the functions of the capture's images.
 
-use ptflow_decoder::image::FunctionId;
+use crate::args::Usage;
+use anyhow::bail;
+use ptflow_decoder::image::{FunctionId, FunctionRole, Images};
+use ptflow_decoder::units::{ImageId, Svma};
 use ptflow_perf_import::images::ImageStore;
 use ptflow_perf_import::symbols::{FunctionNames, demangle};
-use std::collections::{BTreeSet, HashSet};
+use regex_lite::Regex;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
-/// The functions of that name: as the symbol table has it, as people read it, or that without the parameters. Other
-/// names of the same address are tried where none of those is found. PLT stubs are no functions.
-pub fn find(pattern: &str, names: &FunctionNames, store: &ImageStore) -> Vec<FunctionId> {
-    let found: Vec<FunctionId> = ids(names)
-        .filter(|id| matches(pattern, names.raw(*id)) || matches(pattern, names.get(*id)))
-        .chain(ids(names).filter(|id| {
-            let bare = without_parameters(names.get(*id));
-            bare.len() < names.get(*id).len() && matches(pattern, bare)
-        }))
-        .collect::<BTreeSet<_>>()
-        .into_iter()
-        .collect();
-    if !found.is_empty() {
-        return found;
+/// What a capture calls its functions, and where they are.
+pub struct Functions<'f> {
+    /// Their names.
+    pub names: &'f FunctionNames,
+    /// The images that they are in.
+    pub images: &'f Images<'f>,
+    /// The files of the images.
+    pub store: &'f ImageStore,
+}
+
+impl Functions<'_> {
+    /// The functions of any of these names. Refuses a name that nothing has, with those that are like it.
+    pub fn find_all(&self, patterns: &[String], regex: bool) -> anyhow::Result<Vec<FunctionId>> {
+        if patterns.is_empty() {
+            return Err(Usage("which function? --function NAME".to_owned()).into());
+        }
+        let mut all = BTreeSet::new();
+        for text in patterns {
+            let found = self.find(&Pattern::new(text, regex)?);
+            if found.is_empty() {
+                bail!("{}", self.not_found(text));
+            }
+            all.extend(found);
+        }
+        Ok(all.into_iter().collect())
     }
-    let chosen = by_other_name(pattern, store);
-    ids(names).filter(|id| chosen.contains(names.raw(*id))).collect()
+
+    /// The functions of that name: as the symbol table has it, as people read it, or that without the parameters. Other
+    /// names of the same address are tried where none of those is found; then the name in one image, `FILE:NAME`. PLT
+    /// stubs are no functions.
+    fn find(&self, pattern: &Pattern) -> Vec<FunctionId> {
+        let names = self.names;
+        let is_it = |id: &FunctionId| {
+            let readable = names.get(*id);
+            let bare = without_parameters(readable);
+            pattern.matches(names.raw(*id))
+                || pattern.matches(readable)
+                || bare.len() < readable.len() && pattern.matches(bare)
+        };
+        let found: Vec<FunctionId> = ids(names).filter(is_it).collect();
+        if !found.is_empty() {
+            return found;
+        }
+        let chosen = by_other_name(pattern, self.store);
+        let found: Vec<FunctionId> = ids(names).filter(|id| chosen.contains(names.raw(*id))).collect();
+        match pattern {
+            Pattern::Glob(text) if found.is_empty() => {
+                // The colon that is none of C++'s.
+                let colon = (1..text.len()).find(|at| {
+                    let byte = |at: usize| text.as_bytes().get(at).copied();
+                    byte(*at) == Some(b':') && byte(at - 1) != Some(b':') && byte(at + 1) != Some(b':')
+                });
+                let Some((file, name)) = colon.map(|at| (&text[..at], &text[at + 1..])) else { return found };
+                let found = self.find(&Pattern::Glob(name.to_owned()));
+                let is_in = |id: &FunctionId| self.homes().get(id).is_some_and(|home| home.file == file);
+                found.into_iter().filter(is_in).collect()
+            }
+            _ => found,
+        }
+    }
+
+    fn not_found(&self, name: &str) -> String {
+        if self.names.is_empty() {
+            return format!(
+                "no function is named {name}: no image with symbols was found; see which are missing: ptflow info"
+            );
+        }
+        let near = nearest(name, self.names, 5);
+        if near.is_empty() {
+            format!(
+                "no function is named {name}, nor anything like it, in the images that were found: ptflow info"
+            )
+        } else {
+            format!("no function is named {name}; there are: {}", near.join(", "))
+        }
+    }
+
+    /// Where each function begins.
+    pub fn homes(&self) -> HashMap<FunctionId, Home> {
+        let mut homes = HashMap::new();
+        for image in (0..self.images.len() as u32).map(ImageId) {
+            let Some(code) = self.images.get(image) else { continue };
+            let path = self.store.file(image).map_or("?", |file| file.mapped.path.as_str());
+            let file = path.rsplit('/').next().unwrap_or(path);
+            for range in code.functions().iter().filter(|range| range.role == FunctionRole::Function) {
+                homes
+                    .entry(range.function)
+                    .or_insert_with(|| Home { file: file.to_owned(), start: range.start });
+            }
+        }
+        homes
+    }
+}
+
+/// Where a function is: what to tell one from another of the same name by.
+pub struct Home {
+    /// The image's file name.
+    pub file: String,
+    /// Its first instruction.
+    pub start: Svma,
+}
+
+/// What names are compared with.
+enum Pattern {
+    Glob(String),
+    Regex(Regex),
+}
+
+impl Pattern {
+    fn new(text: &str, regex: bool) -> anyhow::Result<Self> {
+        if !regex {
+            return Ok(Self::Glob(text.to_owned()));
+        }
+        let regex = Regex::new(text).map_err(|error| Usage(format!("--regex {text}: {error}")))?;
+        Ok(Self::Regex(regex))
+    }
+
+    fn matches(&self, name: &str) -> bool {
+        match self {
+            Self::Glob(pattern) => matches(pattern, name),
+            Self::Regex(regex) => regex.is_match(name),
+        }
+    }
 }
 
 fn ids(names: &FunctionNames) -> impl Iterator<Item = FunctionId> {
@@ -29,13 +139,13 @@ fn ids(names: &FunctionNames) -> impl Iterator<Item = FunctionId> {
 }
 
 /// The names that were chosen where another one of the same function is asked for.
-fn by_other_name(pattern: &str, store: &ImageStore) -> HashSet<String> {
+fn by_other_name(pattern: &Pattern, store: &ImageStore) -> HashSet<String> {
     let mut chosen = HashSet::new();
     for file in store.files() {
         let symbols = file.symbols();
         for function in symbols.functions() {
             let mut others = symbols.aliases(function.start);
-            if others.any(|other| matches(pattern, other) || matches(pattern, &demangle(other))) {
+            if others.any(|other| pattern.matches(other) || pattern.matches(&demangle(other))) {
                 chosen.insert(function.raw.to_owned());
             }
         }
@@ -93,7 +203,7 @@ fn without_parameters(name: &str) -> &str {
 }
 
 /// The names most like a pattern that nothing matched, the likest first: those that hold it, then those few letters away.
-pub fn nearest(pattern: &str, names: &FunctionNames, most: usize) -> Vec<String> {
+fn nearest(pattern: &str, names: &FunctionNames, most: usize) -> Vec<String> {
     let wanted = pattern.replace(['*', '?'], "").to_lowercase();
     if wanted.is_empty() {
         return Vec::new();

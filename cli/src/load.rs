@@ -4,6 +4,7 @@ use crate::args::Common;
 use anyhow::{Context as _, bail};
 use ptflow_decoder::image::{AddressSpaces, Images};
 use ptflow_decoder::owners::{Change, Owner, ThreadId, changes};
+use ptflow_decoder::reader::Position;
 use ptflow_decoder::run::Options;
 use ptflow_decoder::walk::{Context, Engine};
 use ptflow_perf_import::images::{ImageFile, ImageSearch, ImageStore, Status};
@@ -141,6 +142,20 @@ impl<'m> Loaded<'m> {
     /// The stream of a context.
     pub fn stream(&self, index: usize) -> &PtStream<'m> {
         &self.capture.streams[self.chosen[index]]
+    }
+
+    /// A position in a stream: the number of the stream and the offset in it, as the capture has them.
+    pub fn offset(&self, index: usize, at: Position) -> (u32, u64) {
+        let stream = self.stream(index);
+        let piece = stream.trace.pieces.get(at.piece);
+        (stream.idx, piece.map_or(0, |piece| piece.offset.0.wrapping_add(at.byte as u64)))
+    }
+
+    /// What the trace that is asked for is told from others by.
+    pub fn told_by(&self) -> String {
+        let lengths: Vec<String> =
+            self.streams().map(|stream| format!("{}:{}", stream.name(), stream.trace.len())).collect();
+        lengths.join(" ")
     }
 
     /// The streams' names.

@@ -7,8 +7,11 @@ mod binary;
 mod call_stacks;
 mod commands;
 mod find_function;
+mod find_invocations;
 mod histogram;
+mod index;
 mod load;
+mod off_cpu;
 #[cfg(feature = "oracle")]
 mod oracle;
 mod progress;

@@ -280,7 +280,7 @@ fn instructions_of_an_invocation_are_those_between_call_and_return() {
     let mut found: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
     for line in csv.lines().skip(1) {
         let fields: Vec<&str> = line.split(',').collect();
-        let [_, tid, _, _, instructions, "seen", "seen"] = fields[..] else { panic!("{line}") };
+        let [_, tid, _, _, instructions, "seen", "seen", ..] = fields[..] else { panic!("{line}") };
         found.entry(tid).or_default().push(instructions.parse().expect("a count"));
     }
     let functions = functions();
@@ -348,6 +348,61 @@ fn a_function_that_is_not_there_is_told_with_its_like() {
     // Another name of the same address is as good.
     let mutex = json(ptflow(&["calls"], &["--function", "pthread_mutex_lock", "--json"]));
     assert_eq!(mutex["functions"][0]["name"], "__pthread_mutex_lock");
+}
+
+/// Functions by regular expression and by several names are those that the names alone give.
+#[test]
+fn several_functions_and_expressions() {
+    let count = |args: &[&str]| {
+        let result = json(ptflow(&["calls"], &[args, &["--json", "--recursive"]].concat()));
+        let functions = result["functions"].as_array().expect("functions").len();
+        (functions, result["count"].as_u64().expect("a count"))
+    };
+    let single = |name| count(&["--function", name]);
+    let (render, field) = (single("render"), single("render_field"));
+    assert!(render.1 > 400 && field.1 > 400);
+    let both = (2, render.1 + field.1);
+    assert_eq!(count(&["--function", "render", "--function", "render_field"]), both);
+    assert_eq!(count(&["--regex", "--function", "^render(_field)?$"]), both);
+    assert_eq!(count(&["--function", "requests:render"]), render);
+    for wrong in [&["--regex", "--function", "("][..], &[], &["--function", "f", "--between", "a", "b"]] {
+        assert_eq!(ptflow(&["calls"], wrong).status.code(), Some(2), "{wrong:?}");
+    }
+    let output = ptflow(&["calls"], &["--function", "no:render"]);
+    assert_eq!(output.status.code(), Some(1));
+}
+
+/// A worker takes a request, handles it, and takes the next: from one taking to the next lies one handling.
+#[test]
+fn between_two_markers_lies_what_they_enclose() {
+    let rows = |args: &[&str]| -> Vec<(u32, u64, u64, u64)> {
+        let csv = String::from_utf8(succeed(ptflow(&["calls"], &[args, &["--csv"]].concat()))).expect("text");
+        let row = |line: &str| {
+            let fields: Vec<&str> = line.split(',').collect();
+            let number = |at: usize| fields[at].parse::<u64>().expect("a number");
+            (fields[5..7] == ["seen", "seen"])
+                .then(|| (number(1) as u32, number(2), number(2) + number(3), number(4)))
+        };
+        csv.lines().skip(1).filter_map(row).collect()
+    };
+    let handled = rows(&["--function", "handle_request"]);
+    let taken = rows(&["--function", "take_request"]);
+    let cycles = rows(&["--between", "take_request", "take_request"]);
+    assert_eq!((handled.len(), taken.len()), (400, 404));
+    // Each worker's last taking gets nothing.
+    assert_eq!(cycles.len(), 400);
+    let mut handled_in = 0;
+    for (tid, start, end, instructions) in cycles {
+        let inside = |of: &&(u32, u64, u64, u64)| of.0 == tid && start <= of.1 && of.2 <= end;
+        let [handled] = handled.iter().filter(inside).collect::<Vec<_>>()[..] else { panic!("one in each") };
+        let [taken] = taken.iter().filter(inside).collect::<Vec<_>>()[..] else { panic!("one in each") };
+        // And a few more: taking ends with a tail call of pthread_mutex_unlock, which is another function.
+        let more = instructions - handled.3 - taken.3;
+        assert!((1..100).contains(&more), "{more}");
+        handled_in += 1;
+    }
+    assert_eq!(handled_in, 400);
+    assert_eq!(rows(&["--between", "handle_request", "take_request"]).len(), 400);
 }
 
 #[test]

@@ -94,6 +94,11 @@ impl<'m> CodeImage<'m> {
         self.functions[..after].last().filter(|function| svma < function.end)
     }
 
+    /// The ranges of all functions, sorted by address.
+    pub fn functions(&self) -> &[FunctionRange] {
+        &self.functions
+    }
+
     /// The function at a stated address.
     pub fn function_at(&self, svma: Svma) -> FunctionAt {
         match self.function_range(svma) {

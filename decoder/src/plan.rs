@@ -47,6 +47,43 @@ pub struct Plan {
     pub ledgers: Vec<Ledger>,
 }
 
+/// A stretch of time. What lies outside of it need not be decoded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Window {
+    /// Its first moment; without one it begins where the trace does.
+    pub from: Option<Tsc>,
+    /// Its last moment.
+    pub to: Option<Tsc>,
+}
+
+impl Window {
+    /// Everything.
+    pub const ALL: Self = Self { from: None, to: None };
+}
+
+impl Plan {
+    /// Leaves only the units that touch the window, and one before them in each stream: times at a unit's start depend on
+    /// where the unit before ended. `time` tells when a unit starts; one that does not say it starts with the one before.
+    pub fn narrow(&mut self, window: Window, time: impl Fn(&Unit) -> Option<Tsc>) {
+        if window == Window::ALL {
+            return;
+        }
+        let mut kept = Vec::new();
+        for stream in self.units.chunk_by(|a, b| a.stream == b.stream) {
+            let mut now = Tsc(0);
+            let times = stream.iter().map(|unit| {
+                now = time(unit).unwrap_or(now).max(now);
+                now
+            });
+            let times: Vec<Tsc> = times.collect();
+            let first = window.from.map_or(0, |from| times.partition_point(|time| *time <= from));
+            let last = window.to.map_or(stream.len(), |to| times.partition_point(|time| *time <= to));
+            kept.extend_from_slice(stream.get(first.saturating_sub(2)..last).unwrap_or(&[]));
+        }
+        self.units = kept;
+    }
+}
+
 /// Cuts the streams.
 pub fn plan<'m>(streams: impl IntoIterator<Item = &'m TraceStream<'m>>, unit_bytes: usize) -> Plan {
     let mut plan = Plan::default();
@@ -266,6 +303,28 @@ mod tests {
         }
         assert_eq!(plan([&stream], 1).units.len(), 17);
         assert_eq!(plan([&stream], 1 << 20).units.len(), 2);
+    }
+
+    #[test]
+    fn a_window_keeps_what_touches_it_and_one_before() {
+        let at = Position { piece: 0, byte: 0 };
+        let unit = |stream, bytes| Unit { stream, from: at, end: at, after_break: false, bytes };
+        // Bytes stand for the unit's number; units start at ten times that, and the fourth does not say it.
+        let units: Vec<Unit> = [0, 1].iter().flat_map(|s| (0..6).map(|n| unit(*s, n))).collect();
+        let time = |unit: &Unit| (unit.bytes != 3).then_some(Tsc(unit.bytes * 10));
+        let kept = |from: Option<u64>, to: Option<u64>| -> Vec<u64> {
+            let mut plan = Plan { units: units.clone(), ledgers: Vec::new() };
+            plan.narrow(Window { from: from.map(Tsc), to: to.map(Tsc) }, time);
+            let of = |stream| plan.units.iter().filter(move |u| u.stream == stream).map(|u| u.bytes);
+            assert!(of(0).eq(of(1)));
+            of(0).collect()
+        };
+        assert_eq!(kept(None, None), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(kept(Some(25), Some(29)), [2, 3]);
+        assert_eq!(kept(Some(19), Some(20)), [0, 1, 2, 3]);
+        assert_eq!(kept(Some(50), None), [4, 5]);
+        assert_eq!(kept(None, Some(9)), [0]);
+        assert_eq!(kept(Some(30), Some(5)), []);
     }
 
     #[test]

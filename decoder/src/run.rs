@@ -2,7 +2,7 @@
 
 use crate::graph::Graph;
 use crate::ledger::Ledger;
-use crate::plan::{Plan, Unit, plan, time_of};
+use crate::plan::{Plan, Unit, Window, plan, time_of};
 use crate::profile::{EdgeRow, merge_rows};
 use crate::reader::Reader;
 use crate::sink::{CountOnly, Sink};
@@ -86,9 +86,20 @@ pub fn in_order<S: Sink + Send, E>(
     contexts: &[Context<'_, '_>],
     options: &Options<'_>,
     new_sink: impl Fn(&Unit) -> S + Sync,
+    fold: impl FnMut(&Unit, S, UnitResult) -> Result<(), E>,
+) -> Result<Vec<Ledger>, E> {
+    in_order_within(contexts, options, Window::ALL, new_sink, fold)
+}
+
+/// As [`in_order`], of the units that touch a window only.
+pub fn in_order_within<S: Sink + Send, E>(
+    contexts: &[Context<'_, '_>],
+    options: &Options<'_>,
+    window: Window,
+    new_sink: impl Fn(&Unit) -> S + Sync,
     mut fold: impl FnMut(&Unit, S, UnitResult) -> Result<(), E>,
 ) -> Result<Vec<Ledger>, E> {
-    let plan = plan(contexts.iter().map(|context| context.stream), options.unit_bytes);
+    let plan = plan_within(contexts, options, window);
     fold_units(contexts, options, plan, new_sink, |_, unit, sink, result| fold(unit, sink, result))
 }
 
@@ -98,15 +109,26 @@ pub fn in_time_order<S: Sink + Send, E>(
     contexts: &[Context<'_, '_>],
     options: &Options<'_>,
     new_sink: impl Fn(&Unit) -> S + Sync,
+    fold: impl FnMut(&Unit, S, UnitResult, Option<Tsc>) -> Result<(), E>,
+) -> Result<Vec<Ledger>, E> {
+    in_time_order_within(contexts, options, Window::ALL, new_sink, fold)
+}
+
+/// As [`in_time_order`], of the units that touch a window only.
+pub fn in_time_order_within<S: Sink + Send, E>(
+    contexts: &[Context<'_, '_>],
+    options: &Options<'_>,
+    window: Window,
+    new_sink: impl Fn(&Unit) -> S + Sync,
     mut fold: impl FnMut(&Unit, S, UnitResult, Option<Tsc>) -> Result<(), E>,
 ) -> Result<Vec<Ledger>, E> {
-    let mut plan = plan(contexts.iter().map(|context| context.stream), options.unit_bytes);
+    let mut plan = plan_within(contexts, options, window);
     // A unit that tells no time has that of the one before it in its stream.
     let mut timed = Vec::with_capacity(plan.units.len());
     let mut before = (usize::MAX, Tsc(0));
     for unit in plan.units {
         let context = &contexts[unit.stream];
-        let told = time_of(Reader::new(context.stream, unit.from), context.config).unwrap_or_default();
+        let told = starts_at(context, &unit).unwrap_or_default();
         let time = if before.0 == unit.stream { told.max(before.1) } else { told };
         before = (unit.stream, time);
         timed.push((time, unit));
@@ -118,6 +140,16 @@ pub fn in_time_order<S: Sink + Send, E>(
     fold_units(contexts, options, plan, new_sink, |index, unit, sink, result| {
         fold(unit, sink, result, times.get(index + 1).copied())
     })
+}
+
+fn plan_within(contexts: &[Context<'_, '_>], options: &Options<'_>, window: Window) -> Plan {
+    let mut plan = plan(contexts.iter().map(|context| context.stream), options.unit_bytes);
+    plan.narrow(window, |unit| starts_at(&contexts[unit.stream], unit));
+    plan
+}
+
+fn starts_at(context: &Context<'_, '_>, unit: &Unit) -> Option<Tsc> {
+    time_of(Reader::new(context.stream, unit.from), context.config)
 }
 
 fn fold_units<S: Sink + Send, E>(

@@ -1,20 +1,24 @@
 //! `ptflow calls`: every invocation of a function.
 
-use crate::args::CallsArgs;
+use crate::args::{CallsArgs, Usage};
 use crate::call_stacks::{self, StackOwner};
-use crate::find_function::{find, nearest};
+use crate::find_function::Functions;
+use crate::find_invocations::{What, find_invocations};
 use crate::histogram;
+use crate::index;
 use crate::load::{self, Loaded};
+use crate::off_cpu::OffCpu;
 use crate::progress::Progress;
 use crate::report::Outcome;
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use ptflow_decoder::image::FunctionId;
-use ptflow_decoder::jobs::invocations::{Begin, Durations, End, Invocation, Invocations, Recursion, Slowest};
+use ptflow_decoder::jobs::between::Marker;
+use ptflow_decoder::jobs::invocations::{Begin, Durations, End, Invocation, Recursion, Slowest};
 use ptflow_decoder::units::Ns;
 use ptflow_exporters::output::Output;
 use ptflow_perf_import::symbols::FunctionNames;
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, BufWriter, Write};
 use std::time::Instant;
 
@@ -26,10 +30,8 @@ pub fn run(args: &CallsArgs) -> anyhow::Result<()> {
     loaded.needs_trace()?;
     let pool = load::pool(&args.common)?;
     let (images, functions) = loaded.store.images_with_functions();
-    let wanted = find(&args.function, &functions, &loaded.store);
-    if wanted.is_empty() {
-        bail!("{}", not_found(args, &functions));
-    }
+    let known = Functions { names: &functions, images: &images, store: &loaded.store };
+    let (what, wanted) = what(args, &known)?;
     if loaded.capture.config.time.is_none() && !args.common.quiet {
         eprintln!(
             "ptflow: the capture does not say how its clock becomes nanoseconds: times are ticks of the TSC, \
@@ -38,66 +40,97 @@ pub fn run(args: &CallsArgs) -> anyhow::Result<()> {
     }
     let cannot = || format!("cannot write {}", args.output.display());
     let mut out = BufWriter::new(Output::create(&args.output).with_context(cannot)?);
-    let names = Names { functions: &functions, owners: call_stacks::owners(&loaded) };
+    let names = Names {
+        loaded: &loaded,
+        functions: &functions,
+        owners: call_stacks::owners(&loaded),
+        off_cpu: OffCpu::of(&loaded.capture),
+    };
+    let cannot_index =
+        || args.index.as_ref().map_or_else(String::new, |path| format!("cannot write {}", path.display()));
+    let index = args.index.as_ref().map(|path| anyhow::Ok(BufWriter::new(Output::create(path)?)));
+    let mut index = index.transpose().with_context(cannot_index)?;
+    if let Some(index) = &mut index {
+        index::head(index, &loaded.told_by()).with_context(cannot_index)?;
+    }
     let mut figures = Figures::new(args.top);
     if args.csv {
-        writeln!(out, "function,tid,start_ns,duration_ns,instructions,begin,end").with_context(cannot)?;
+        writeln!(out, "function,tid,start_ns,duration_ns,instructions,begin,end,untraced_ns,off_cpu_ns")
+            .with_context(cannot)?;
     }
     let take = |invocation: Invocation| {
         figures.add(invocation);
-        if args.csv { names.csv(&mut out, &invocation) } else { Ok(()) }
+        if let Some(index) = &mut index {
+            names.index(index, &invocation).with_context(cannot_index)?;
+        }
+        if args.csv { names.csv(&mut out, &invocation).with_context(cannot) } else { Ok(()) }
     };
-    let recursion = if args.recursive { Recursion::All } else { Recursion::Outermost };
-    let job = Invocations::new(&wanted, recursion, names.owners.len(), take);
     let progress = Progress::new(loaded.bytes(), args.common.quiet || args.common.no_progress);
     let add = |bytes| progress.add(bytes);
-    let folded = call_stacks::fold(&loaded, &images, &pool, &add, job).with_context(cannot)?;
+    let folded = find_invocations(&loaded, &images, &pool, &add, &what, take)?;
     drop(progress);
-    let (ledgers, instructions, segments) = (folded.ledgers, folded.instructions, folded.units);
-    drop(folded.sink);
     let is_ns = loaded.capture.config.time.is_some();
-    let summary = Summary::new(args, figures, &names, &wanted, is_ns);
+    let summary = Summary::new(args, figures, &names, &known, &wanted, is_ns);
     if args.json {
         serde_json::to_writer_pretty(&mut out, &summary).with_context(cannot)?;
         writeln!(out).with_context(cannot)?;
     } else if !args.csv {
         summary.write(&mut out).with_context(cannot)?;
     }
-    let output = out.into_inner().map_err(io::IntoInnerError::into_error).with_context(cannot)?;
-    output.commit().with_context(cannot)?;
+    for (out, cannot) in [(Some(out), &cannot as &dyn Fn() -> String), (index, &cannot_index)] {
+        let Some(out) = out else { continue };
+        let output = out.into_inner().map_err(io::IntoInnerError::into_error).with_context(cannot)?;
+        output.commit().with_context(cannot)?;
+    }
     Outcome {
         bytes_in: loaded.bytes(),
-        ledgers: &ledgers,
+        ledgers: &folded.ledgers,
         streams: &loaded.stream_names(),
         branches: None,
-        instructions,
-        segments,
+        instructions: folded.instructions,
+        segments: folded.units,
         threads: pool.current_num_threads(),
     }
     .tell(started, args.common.report.as_deref(), args.common.quiet)
 }
 
-fn not_found(args: &CallsArgs, functions: &FunctionNames) -> String {
-    let name = &args.function;
-    if functions.is_empty() {
-        return format!(
-            "no function is named {name}: no image with symbols was found; see which are missing: ptflow info"
+/// What is to be found, and the functions that begin it.
+fn what(args: &CallsArgs, known: &Functions<'_>) -> anyhow::Result<(What, Vec<FunctionId>)> {
+    let find = |names: &[String]| known.find_all(names, args.which.regex);
+    if let [begin, end] = &args.between[..] {
+        let begin = find(std::slice::from_ref(begin))?;
+        let end = find(std::slice::from_ref(end))?;
+        return Ok((What::Between(Marker::Functions(begin.clone()), Marker::Functions(end)), begin));
+    }
+    if let Some(value) = args.ptwrite {
+        return Ok((What::Between(Marker::Value(value), Marker::Value(None)), Vec::new()));
+    }
+    if args.which.function.is_empty() {
+        return Err(
+            Usage("what is to be counted? --function NAME, --between A B or --ptwrite".to_owned()).into()
         );
     }
-    let near = nearest(name, functions, 5);
-    if near.is_empty() {
-        format!(
-            "no function is named {name}, nor anything like it, in the images that were found: ptflow info"
-        )
-    } else {
-        format!("no function is named {name}; there are: {}", near.join(", "))
+    let wanted = find(&args.which.function)?;
+    let recursion = if args.which.recursive { Recursion::All } else { Recursion::Outermost };
+    Ok((What::Functions(wanted.clone(), recursion), wanted))
+}
+
+/// What was asked for, in words.
+fn title(args: &CallsArgs) -> String {
+    match (&args.between[..], args.ptwrite) {
+        ([begin, end], _) => format!("from {begin} to {end}"),
+        (_, Some(None)) => "from PTWRITE to PTWRITE".to_owned(),
+        (_, Some(Some(value))) => format!("from PTWRITE {value:#x} to the next PTWRITE"),
+        _ => args.which.function.join(", "),
     }
 }
 
 /// What functions and threads are called.
 struct Names<'n> {
+    loaded: &'n Loaded<'n>,
     functions: &'n FunctionNames,
     owners: Vec<StackOwner>,
+    off_cpu: OffCpu,
 }
 
 impl Names<'_> {
@@ -109,27 +142,37 @@ impl Names<'_> {
         self.owners.get(invocation.stack).map_or("", |owner| &owner.name)
     }
 
-    /// One line; the words at its end say whether begin and end were seen.
+    fn function(&self, invocation: &Invocation) -> String {
+        match invocation.value {
+            Some(value) => format!("PTWRITE {value:#x}"),
+            None => self.functions.get(invocation.function).to_owned(),
+        }
+    }
+
+    fn off_cpu(&self, invocation: &Invocation) -> Option<u64> {
+        self.off_cpu.between(self.tid(invocation), invocation.start.0, invocation.end.0)
+    }
+
+    /// One line; the words in it say whether begin and end were seen.
     fn csv(&self, out: &mut impl Write, invocation: &Invocation) -> io::Result<()> {
-        let name = self.functions.get(invocation.function);
+        let name = self.function(invocation);
         // RFC 4180: quotes where a name holds commas or quotes, as those of C++ do.
-        let name = if name.contains([',', '"', '\n']) {
-            format!("\"{}\"", name.replace('"', "\"\""))
-        } else {
-            name.to_owned()
-        };
-        let began = match invocation.began {
-            Begin::Seen => "seen",
-            Begin::BeforeTrace => "before_trace",
-            Begin::InGap => "in_gap",
-        };
-        let ended = match invocation.ended {
-            End::Seen => "seen",
-            End::AfterTrace => "after_trace",
-            End::InGap => "in_gap",
-        };
+        let name =
+            if name.contains([',', '"', '\n']) { format!("\"{}\"", name.replace('"', "\"\"")) } else { name };
+        let (began, ended) = (index::began(invocation.began), index::ended(invocation.ended));
         let (tid, start, duration) = (self.tid(invocation), invocation.start.0, invocation.duration().0);
-        writeln!(out, "{name},{tid},{start},{duration},{},{began},{ended}", invocation.instructions)
+        let (instructions, untraced) = (invocation.instructions, invocation.untraced.0);
+        let off_cpu = self.off_cpu(invocation).map_or(String::new(), |ns| ns.to_string());
+        writeln!(out, "{name},{tid},{start},{duration},{instructions},{began},{ended},{untraced},{off_cpu}")
+    }
+
+    fn index(&self, out: &mut impl Write, invocation: &Invocation) -> io::Result<()> {
+        let at = invocation.unit.map(|(stream, from)| self.loaded.offset(stream, from));
+        let name = match invocation.value {
+            Some(value) => format!("PTWRITE {value:#x}"),
+            None => self.functions.raw(invocation.function).to_owned(),
+        };
+        index::write(out, &name, self.tid(invocation), invocation, at)
     }
 }
 
@@ -223,6 +266,9 @@ impl Ranks {
 struct OfFunction {
     name: String,
     count: u64,
+    /// Where it is, where several have the same name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    place: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -233,6 +279,10 @@ struct Slow {
     start_ns: u64,
     duration_ns: u64,
     instructions: u64,
+    /// Time in it without trace.
+    untraced_ns: u64,
+    /// Of that, time off CPU, where the capture tells it.
+    off_cpu_ns: Option<u64>,
 }
 
 impl Summary {
@@ -240,24 +290,39 @@ impl Summary {
         args: &CallsArgs,
         figures: Figures,
         names: &Names<'_>,
+        known: &Functions<'_>,
         wanted: &[FunctionId],
         is_ns: bool,
     ) -> Self {
         let name = |id: FunctionId| names.functions.get(id).to_owned();
+        let mut same_name: BTreeMap<&str, u32> = BTreeMap::new();
+        wanted.iter().for_each(|id| *same_name.entry(names.functions.get(*id)).or_default() += 1);
+        let ambiguous = same_name.values().any(|count| *count > 1);
+        let homes = if ambiguous { known.homes() } else { HashMap::new() };
+        let place = |id: &FunctionId| {
+            let home = homes.get(id).filter(|_| same_name.get(names.functions.get(*id)) > Some(&1))?;
+            Some(format!("{}+{}", home.file, home.start))
+        };
         let count_of = |id: &FunctionId| figures.begun.get(id).copied().unwrap_or(0);
-        let mut functions: Vec<OfFunction> =
-            wanted.iter().map(|id| OfFunction { name: name(*id), count: count_of(id) }).collect();
-        functions.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.name.cmp(&b.name)));
+        let mut functions: Vec<OfFunction> = wanted
+            .iter()
+            .map(|id| OfFunction { name: name(*id), count: count_of(id), place: place(id) })
+            .collect();
+        functions.sort_by(|a, b| {
+            b.count.cmp(&a.count).then_with(|| (&a.name, &a.place).cmp(&(&b.name, &b.place)))
+        });
         let slow = |invocation: Invocation| Slow {
             tid: names.tid(&invocation),
             thread: names.thread(&invocation).to_owned(),
-            function: name(invocation.function),
+            function: names.function(&invocation),
             start_ns: invocation.start.0,
             duration_ns: invocation.duration().0,
             instructions: invocation.instructions,
+            untraced_ns: invocation.untraced.0,
+            off_cpu_ns: names.off_cpu(&invocation),
         };
         Self {
-            function: args.function.clone(),
+            function: title(args),
             count: figures.begun.values().sum(),
             complete: figures.durations.count(),
             cut: figures.cut,
@@ -303,6 +368,7 @@ impl Summary {
             if self.threads == 1 { "1 thread".to_owned() } else { format!("{} threads", self.threads) };
         match self.count {
             // What was inlined has no call: nothing tells it from its caller.
+            0 if self.functions.is_empty() => "none in this trace".to_owned(),
             0 => "never entered in this trace (inlined copies cannot be counted)".to_owned(),
             1 => format!("1 invocation in {threads}"),
             count => format!("{count} invocations in {threads}"),
@@ -316,8 +382,9 @@ impl Summary {
             _ => {}
         }
         let called = self.functions.iter().take_while(|function| function.count > 0).count();
-        for OfFunction { name, count } in self.functions.iter().take(called.min(MOST)) {
-            writeln!(out, "  {count:>10}  {name}")?;
+        for OfFunction { name, count, place } in self.functions.iter().take(called.min(MOST)) {
+            let place = place.as_ref().map_or(String::new(), |place| format!("  ({place})"));
+            writeln!(out, "  {count:>10}  {name}{place}")?;
         }
         if called > MOST {
             writeln!(out, "  {:>10}  and {} more functions", "", called - MOST)?;
@@ -356,12 +423,19 @@ impl Summary {
             _ => ns.to_string(),
         };
         let width = self.slowest.iter().map(|slow| start(slow.start_ns).len()).max().unwrap_or(0).max(5);
-        writeln!(out, "  {:>width$}    duration  instructions  thread", "start")?;
+        // What is nowhere needs no column.
+        let untraced = self.slowest.iter().any(|slow| slow.untraced_ns > 0);
+        let off_cpu = self.slowest.iter().any(|slow| slow.off_cpu_ns.is_some());
+        let column = |shown: bool, text: String| if shown { format!("{text:>12}") } else { String::new() };
+        let heads = column(untraced, "untraced".to_owned()) + &column(off_cpu, "off CPU".to_owned());
+        writeln!(out, "  {:>width$}    duration{heads}  instructions  thread", "start")?;
         for slow in &self.slowest {
             let Slow { tid, thread, instructions, .. } = slow;
+            let off = slow.off_cpu_ns.map_or("-".to_owned(), |ns| time(Ns(ns)));
+            let more = column(untraced, time(Ns(slow.untraced_ns))) + &column(off_cpu, off);
             let (start, took) = (start(slow.start_ns), time(Ns(slow.duration_ns)));
             let function = if several { format!("  {}", slow.function) } else { String::new() };
-            writeln!(out, "  {start:>width$}{took:>12}  {instructions:>12}  {tid} {thread}{function}")?;
+            writeln!(out, "  {start:>width$}{took:>12}{more}  {instructions:>12}  {tid} {thread}{function}")?;
         }
         Ok(())
     }

@@ -5,6 +5,8 @@
 use super::calls::{Cut, FrameName, FrameSink};
 use crate::image::FunctionId;
 use crate::ledger::LossReason;
+use crate::plan::Unit;
+use crate::reader::Position;
 use crate::units::Ns;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
@@ -44,10 +46,16 @@ pub struct Invocation {
     pub end: Ns,
     /// Instructions in between, those of what it called included.
     pub instructions: u64,
+    /// Time in between in which nothing was traced: system calls, other threads' turns.
+    pub untraced: Ns,
     /// How it came into view.
     pub began: Begin,
     /// How it went out of view.
     pub ended: End,
+    /// The unit of work in which it began, as its stream and where that unit starts.
+    pub unit: Option<(usize, Position)>,
+    /// The value that began it, where a PTWRITE did.
+    pub value: Option<u64>,
 }
 
 impl Invocation {
@@ -86,8 +94,33 @@ struct Stack {
     /// Open frames by function.
     open: HashMap<FunctionId, usize>,
     executed: u64,
+    untraced: Untraced,
     /// Flow was lost before now.
     lost: bool,
+    unit: Option<(usize, Position)>,
+}
+
+/// Sums the time without trace. Its frames are always the youngest.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Untraced {
+    pub total: u64,
+    since: Option<Ns>,
+}
+
+impl Untraced {
+    /// A frame opens.
+    pub fn begin(&mut self, at: Ns, name: FrameName) {
+        if matches!(name, FrameName::Syscall | FrameName::Untraced) {
+            self.since = Some(at);
+        }
+    }
+
+    /// The youngest frame ends.
+    pub fn end(&mut self, at: Ns) {
+        if let Some(since) = self.since.take() {
+            self.total = self.total.saturating_add(at.0.saturating_sub(since.0));
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -95,8 +128,10 @@ struct Open {
     function: FunctionId,
     start: Ns,
     executed: u64,
+    untraced: u64,
     began: Begin,
     counts: bool,
+    unit: Option<(usize, Position)>,
 }
 
 impl<T, E> Invocations<T>
@@ -105,16 +140,12 @@ where
 {
     /// Of these functions, on so many stacks.
     pub fn new(wanted: &[FunctionId], recursion: Recursion, stacks: usize, take: T) -> Self {
-        let ids = wanted.iter().map(|id| id.0 as usize);
-        let mut flags = vec![false; ids.clone().max().map_or(0, |last| last + 1)];
-        for id in ids {
-            flags[id] = true;
-        }
-        Self { wanted: flags, recursion, stacks: vec![Stack::default(); stacks], take }
+        Self { wanted: flags(wanted), recursion, stacks: vec![Stack::default(); stacks], take }
     }
 
     fn end(&mut self, index: usize, at: Ns, ended: End) -> Result<(), E> {
         let Some(stack) = self.stacks.get_mut(index) else { return Ok(()) };
+        stack.untraced.end(at);
         let Some(frame) = stack.frames.pop().flatten() else { return Ok(()) };
         if let Some(open) = stack.open.get_mut(&frame.function) {
             *open = open.saturating_sub(1);
@@ -128,8 +159,11 @@ where
             start: frame.start,
             end: at,
             instructions: stack.executed.saturating_sub(frame.executed),
+            untraced: Ns(stack.untraced.total.saturating_sub(frame.untraced)),
             began: frame.began,
             ended,
+            unit: frame.unit,
+            value: None,
         })
     }
 }
@@ -142,6 +176,7 @@ where
 
     fn open(&mut self, index: usize, at: Ns, name: FrameName, inferred: bool) -> Result<(), E> {
         let Some(stack) = self.stacks.get_mut(index) else { return Ok(()) };
+        stack.untraced.begin(at, name);
         let frame = match name {
             FrameName::Function(function) if self.wanted.get(function.0 as usize) == Some(&true) => {
                 let open = stack.open.entry(function).or_default();
@@ -152,7 +187,8 @@ where
                     (true, false) => Begin::BeforeTrace,
                     (true, true) => Begin::InGap,
                 };
-                Some(Open { function, start: at, executed: stack.executed, began, counts })
+                let Stack { executed, unit, untraced: Untraced { total: untraced, .. }, .. } = *stack;
+                Some(Open { function, start: at, executed, untraced, began, counts, unit })
             }
             _ => None,
         };
@@ -177,12 +213,28 @@ where
         }
     }
 
+    fn unit(&mut self, index: usize, unit: &Unit) {
+        if let Some(stack) = self.stacks.get_mut(index) {
+            stack.unit = Some((unit.stream, unit.from));
+        }
+    }
+
     fn gap(&mut self, index: usize, _: Ns, _: Ns, _: LossReason) -> Result<(), E> {
         if let Some(stack) = self.stacks.get_mut(index) {
             stack.lost = true;
         }
         Ok(())
     }
+}
+
+/// A flag for each function up to the last one that is set.
+pub(super) fn flags(functions: &[FunctionId]) -> Vec<bool> {
+    let ids = functions.iter().map(|id| id.0 as usize);
+    let mut flags = vec![false; ids.clone().max().map_or(0, |last| last + 1)];
+    for id in ids {
+        flags[id] = true;
+    }
+    flags
 }
 
 /// How often each duration came: every rank is exact. Its size is that of the durations that differ. A thread's outermost
@@ -359,6 +411,23 @@ mod tests {
     }
 
     #[test]
+    fn time_without_trace_is_told() {
+        let found = run(Recursion::Outermost, |step| {
+            step(Do::Open(0, 0, FrameName::Untraced, false));
+            step(Do::Close(7, 0));
+            step(Do::Open(10, 0, F, false));
+            step(Do::Open(20, 0, FrameName::Syscall, false));
+            step(Do::Close(26, 0));
+            step(Do::Open(30, 0, G, false));
+            step(Do::Open(31, 0, FrameName::Untraced, false));
+            step(Do::Close(35, 0));
+            step(Do::Close(40, 0));
+            step(Do::Close(50, 0));
+        });
+        assert_eq!(found.iter().map(|i| i.untraced).collect::<Vec<_>>(), [Ns(10)]);
+    }
+
+    #[test]
     fn ranks_are_the_nearest() {
         let mut durations = Durations::default();
         assert_eq!(durations.permille(500), None);
@@ -378,8 +447,11 @@ mod tests {
             start: Ns(start),
             end: Ns(start + duration),
             instructions: 0,
+            untraced: Ns(0),
             began: Begin::Seen,
             ended: End::Seen,
+            unit: None,
+            value: None,
         };
         let all = [new(10, 5), new(20, 9), new(30, 5), new(40, 1)];
         for order in [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]] {

@@ -1,5 +1,6 @@
 //! The jobs: what a run makes of the flow, besides counting it.
 
+pub mod between;
 pub mod branches;
 pub mod calls;
 pub mod instructions;

@@ -25,6 +25,7 @@ use crate::graph::{Exit, NOWHERE, NodeId};
 use crate::image::FunctionId;
 use crate::ledger::LossReason;
 use crate::owners::ThreadId;
+use crate::packet::Packet;
 use crate::plan::Unit;
 use crate::profile::{CodeAddr, EdgeKind};
 use crate::sink::{Branch, Event, Leave, Mark, Off, Run, Sink, Site};
@@ -61,6 +62,8 @@ enum Step {
     },
     /// What comes now is this thread's.
     Owner(Option<ThreadId>),
+    /// The program wrote a value into the trace (PTWRITE).
+    Value(u64),
 }
 
 /// Collects the steps of one unit.
@@ -162,6 +165,7 @@ impl Sink for CallSteps {
             Event::Sync { at } => self.push(mark, Step::Sync { at }),
             Event::Enabled { at, .. } => self.push(mark, Step::On { at }),
             Event::Disabled { why, .. } => self.push(mark, Step::Off { why }),
+            Event::Told { packet: Packet::Ptw { payload, .. }, .. } => self.push(mark, Step::Value(payload)),
             Event::Told { .. } => {}
             Event::Owner { thread } => self.push(mark, Step::Owner(thread)),
             // A traced handler runs on top of what it interrupted; its IRET is a far jump back into it.
@@ -214,6 +218,14 @@ pub trait FrameSink {
     }
     /// So many instructions were executed on this stack before what comes next. Most jobs do not care.
     fn executed(&mut self, _stream: usize, _instructions: u64) {}
+    /// What comes next on this stack was found in this unit.
+    fn unit(&mut self, _stream: usize, _unit: &Unit) {}
+    /// The frame that opens next was called, and this is where it returns to.
+    fn returns_to(&mut self, _stream: usize, _: CodeAddr) {}
+    /// The program wrote a value into the trace (PTWRITE). Most jobs do not care.
+    fn value(&mut self, _stream: usize, _at: Ns, _value: u64) -> Result<(), Self::Error> {
+        Ok(())
+    }
     /// Flow was lost in between; no frame is open.
     fn gap(&mut self, stream: usize, from: Ns, to: Ns, reason: LossReason) -> Result<(), Self::Error>;
 }
@@ -264,6 +276,7 @@ impl<F: FrameSink> CallStacks<F> {
         if unit.after_break && !fold.stack.frames.is_empty() {
             fold.cut_all(Cut::Gap)?;
         }
+        fold.sink.unit(unit.stream, unit);
         let mut gap_from = None;
         for (mark, step) in &steps.steps {
             fold.sink.executed(unit.stream, base + mark.instructions());
@@ -314,6 +327,7 @@ impl<F: FrameSink> Fold<'_, F> {
             Step::On { at } => self.on(at),
             Step::Sync { at } => self.settle(at),
             Step::Owner(_) => Ok(()),
+            Step::Value(value) => self.sink.value(self.stream, self.stack.now, value),
             Step::Gap { reason, .. } => {
                 self.sink.gap(self.stream, gap_from.unwrap_or(self.stack.now), self.stack.now, reason)
             }
@@ -322,6 +336,9 @@ impl<F: FrameSink> Fold<'_, F> {
 
     fn push(&mut self, frame: Frame, inferred: bool) -> Result<(), F::Error> {
         if frame.shown {
+            if let Some(returns_to) = frame.returns_to {
+                self.sink.returns_to(self.stream, returns_to);
+            }
             self.sink.open(self.stream, self.stack.now, frame.name, inferred)?;
         }
         self.stack.frames.push(frame);

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug)]
 struct Stretch {
     stack: usize,
+    unit: Unit,
     /// The trace before it is missing.
     broken: bool,
     steps: Vec<TimedStep>,
@@ -24,8 +25,8 @@ struct Stretch {
 }
 
 impl Stretch {
-    fn new(stack: usize, before: u64) -> Self {
-        Self { stack, broken: false, steps: Vec::new(), end: Ns(0), before, executed: 0 }
+    fn new(stack: usize, unit: &Unit, before: u64) -> Self {
+        Self { stack, unit: *unit, broken: false, steps: Vec::new(), end: Ns(0), before, executed: 0 }
     }
 }
 
@@ -81,7 +82,7 @@ impl<F: FrameSink> CallStacks<F> {
             now
         };
         let mut done = Vec::new();
-        let mut current = stream.last.map(|stack| Stretch::new(stack, 0));
+        let mut current = stream.last.map(|stack| Stretch::new(stack, unit, 0));
         if let Some(current) = current.as_mut().filter(|_| unit.after_break) {
             current.broken = true;
             current.end = ns(Mark::default());
@@ -95,7 +96,7 @@ impl<F: FrameSink> CallStacks<F> {
                         current.executed = before.saturating_sub(current.before);
                     }
                     done.extend(current.take());
-                    current = next.map(|stack| Stretch::new(stack, before));
+                    current = next.map(|stack| Stretch::new(stack, unit, before));
                 }
                 continue;
             }
@@ -136,13 +137,14 @@ impl<F: FrameSink> CallStacks<F> {
         while let Some(first) = self.shared.waiting.first_entry()
             && before.is_none_or(|before| first.key().0 < before)
         {
-            let Stretch { stack: index, broken, steps, end, executed: in_all, .. } = first.remove();
+            let Stretch { stack: index, unit, broken, steps, end, executed: in_all, .. } = first.remove();
             let Some(stack) = self.stacks.get_mut(index) else { continue };
             let mut fold = Fold { stack, sink: &mut self.sink, stream: index };
             let base = fold.stack.instructions;
             if broken {
                 fold.cut_all(Cut::Gap)?;
             }
+            fold.sink.unit(index, &unit);
             for TimedStep { at, step, gap_from, executed } in steps {
                 fold.sink.executed(index, base + executed);
                 if let Some(from) = gap_from {
