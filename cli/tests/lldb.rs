@@ -4,7 +4,7 @@
 use object::{Object as _, ObjectSegment as _};
 use ptflow_decoder::config::TscConversion;
 use ptflow_decoder::units::Tsc;
-use ptflow_perf_import::write::{PerfWriter, Who, WriterConfig};
+use ptflow_perf_import::write::{PerfWriter, TraceForm, Who, WriterConfig};
 use ptflow_perf_import::{Cpu, Pid, Tid};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -54,6 +54,7 @@ fn wrap(description: &Path, out: &Path) {
         tsc_ctc_ratio: (0, 0),
         max_nonturbo_ratio: 0,
         per_cpu: false,
+        form: TraceForm::Full,
     };
     let who = Who { pid: Pid(pid), tid: Tid(tid), cpu: Cpu(0), time: 0 };
     let trace = std::fs::read(folder.join(text(&process["threads"][0]["iptTrace"]))).expect("the trace");

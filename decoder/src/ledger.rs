@@ -25,6 +25,10 @@ pub enum LossReason {
     Overflow,
     /// The AUX buffer was full; no bytes of the stream.
     AuxTruncated,
+    /// The kernel says that there are gaps before here, not where; no bytes of the stream.
+    AuxPartial,
+    /// The kernel says that trace collided with other trace before here; no bytes of the stream.
+    AuxCollision,
     /// The stream's offsets leave a hole; no bytes of the stream.
     Missing,
 }
@@ -42,6 +46,8 @@ impl LossReason {
             Self::EndlessLoop => "endless_loop",
             Self::Overflow => "overflow",
             Self::AuxTruncated => "aux_truncated",
+            Self::AuxPartial => "aux_partial",
+            Self::AuxCollision => "aux_collision",
             Self::Missing => "missing",
         }
     }

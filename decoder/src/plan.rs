@@ -136,6 +136,8 @@ fn cut_stretch(
     }
     let reason = match pieces[start.piece].break_before {
         Some(Break::AuxTruncated) => Some(LossReason::AuxTruncated),
+        Some(Break::AuxPartial) => Some(LossReason::AuxPartial),
+        Some(Break::AuxCollision) => Some(LossReason::AuxCollision),
         Some(Break::Missing) => Some(LossReason::Missing),
         // A snapshot of which nothing is kept is no hole.
         Some(Break::Snapshot) if !joined && start < end => Some(LossReason::Missing),
@@ -146,7 +148,7 @@ fn cut_stretch(
     }
     // Behind a truncation the driver starts tracing again, on a whole packet but without a PSB. The walk looks for a TIP.PGE
     // with a whole address there.
-    let restarts = reason == Some(LossReason::AuxTruncated);
+    let restarts = pieces[start.piece].break_before.is_some_and(Break::restarts);
     let first = if restarts { start } else { find_psb(pieces, start, end).unwrap_or(end) };
     if first > start {
         ledger.push(Loss {

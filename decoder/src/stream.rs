@@ -23,10 +23,22 @@ pub enum Break {
     Start,
     /// The AUX buffer was full (PERF_RECORD_AUX with TRUNCATED): the bytes before end in mid-packet.
     AuxTruncated,
+    /// The kernel says that the bytes before have gaps (PERF_RECORD_AUX with PARTIAL, as while a guest ran), not where.
+    AuxPartial,
+    /// The bytes before collided with others (PERF_RECORD_AUX with COLLISION).
+    AuxCollision,
     /// The offsets leave a hole, or run backwards.
     Missing,
     /// A snapshot of a ring: it may repeat what the piece before has, or leave a hole.
     Snapshot,
+}
+
+impl Break {
+    /// An AUX record ended here: the driver stopped the tracer and started it anew, so the bytes behind begin with a whole
+    /// packet, though not with a PSB.
+    pub fn restarts(self) -> bool {
+        matches!(self, Self::AuxTruncated | Self::AuxPartial | Self::AuxCollision)
+    }
 }
 
 /// The trace of one thread or one CPU: pieces in stream order.

@@ -179,6 +179,8 @@ fn holes_hide_what_they_cover_and_invent_nothing() {
         for piece in &stream.pieces {
             let reason = match piece.break_before {
                 Some(Break::AuxTruncated) => LossReason::AuxTruncated,
+                Some(Break::AuxPartial) => LossReason::AuxPartial,
+                Some(Break::AuxCollision) => LossReason::AuxCollision,
                 Some(Break::Missing) => LossReason::Missing,
                 Some(Break::Start | Break::Snapshot) | None => continue,
             };

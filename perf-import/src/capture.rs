@@ -1,6 +1,7 @@
 //! A capture: all that a perf.data says, but the code.
 
 use crate::attr::{TRACEPOINT, sample_type};
+use crate::aux_samples::AuxSamples;
 use crate::events::Event;
 use crate::features::{self, BuildId, bit};
 use crate::file::PerfFile;
@@ -68,6 +69,8 @@ pub struct Capture<'m> {
     pub streams: Vec<PtStream<'m>>,
     /// What the AUX records say, summed.
     pub aux: AuxSums,
+    /// Samples that brought trace (`--aux-sample`).
+    pub aux_samples: u64,
     /// The branch stacks, counted; [`Capture::samples`] gives them.
     pub branch_stacks: BranchStackSums,
     /// Processes and threads.
@@ -100,7 +103,7 @@ impl<'m> Capture<'m> {
             walk.record(file, &record);
         }
         let Walk { kinds, mut streams, info, time_conv, build_ids, lost, time, .. } = walk;
-        let Walk { sideband, sched_switches, branch_stacks, .. } = walk;
+        let Walk { sideband, sched_switches, branch_stacks, aux_samples, .. } = walk;
         let mut notes = file.notes().to_vec();
         if let Some(at) = records.first_damage() {
             notes.push(match records.skipped() {
@@ -131,14 +134,17 @@ impl<'m> Capture<'m> {
         let event_config = event.map_or(0, |event| event.attr.config);
         let mut config = settings::config(&info, time_conv.as_ref(), event_config, machine.cpuid.as_deref());
         config.filters = settings::filters(&info.filter, &processes);
+        let (mut taken, stops) = (streams.taken(), streams.follows_threads());
+        let mut streams = streams.finish();
+        let first = streams.last().map_or(0, |last| last.idx.saturating_add(1));
+        let sampled = aux_samples.len();
+        let (of_samples, ends) = aux_samples.finish(info.per_cpu, config.time, first);
+        streams.extend(of_samples);
+        taken.extend(ends);
         let schedules = match info.per_cpu {
-            true => {
-                let (aux, stops) = (streams.aux_records(), streams.follows_threads());
-                schedule::schedules(&switches, aux, &processes, config.time, stops)
-            }
+            true => schedule::schedules(&switches, &taken, &processes, config.time, stops),
             false => Schedules::default(),
         };
-        let mut streams = streams.finish();
         for stream in &mut streams {
             stream.pid = stream.tid.and_then(|tid| processes.process_of(tid));
         }
@@ -151,6 +157,7 @@ impl<'m> Capture<'m> {
             info,
             streams,
             aux,
+            aux_samples: sampled,
             branch_stacks,
             processes,
             switches,
@@ -214,6 +221,7 @@ struct Walk<'m> {
     sched_switch: Option<u64>,
     sched_switches: Vec<SwitchEvent>,
     branch_stacks: BranchStackSums,
+    aux_samples: AuxSamples<'m>,
     lost: u64,
     time: Option<(u64, u64)>,
 }
@@ -226,6 +234,7 @@ impl<'m> Walk<'m> {
             kind::AUXTRACE_INFO if self.info.is_none() => self.info = PtInfo::read(record),
             kind::TIME_CONV if self.time_conv.is_none() => self.time_conv = TimeConv::read(record),
             kind::SAMPLE => self.sample(file, record),
+            kind::ID_INDEX => self.aux_samples.id_index(record),
             kind::HEADER_BUILD_ID => self.build_ids.extend(BuildId::read(record.misc, record.body)),
             kind::USER_TYPE_START.. => {}
             _ => self.kernel_record(file, record),
@@ -243,6 +252,7 @@ impl<'m> Walk<'m> {
             let what = SwitchKind::Out { preempted: false, next: Some((Pid(u32::MAX), next)) };
             self.sched_switches.push(SwitchEvent { time, cpu: sample.cpu, task: sample.task, what });
         }
+        self.aux_samples.add(&sample);
         if event.attr.has(sample_type::BRANCH_STACK)
             && let Some(stack) = sample.branch_stack
         {

@@ -8,6 +8,7 @@
 //! *Invariant*: every length and offset in a file is taken for hostile: nothing here panics or allocates by it.
 
 pub mod attr;
+mod aux_samples;
 mod bytes;
 pub mod capture;
 pub mod events;

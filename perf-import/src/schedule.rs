@@ -6,13 +6,14 @@
 //! | without such rights | SWITCH | when a traced thread leaves and comes |
 //! | kernels before 4.3 | the tracepoint sched:sched_switch | who comes |
 //! | always | ITRACE_START, AUX | who runs as tracing begins, and when the trace is taken |
+//! | `--aux-sample` | the samples | who runs as the trace is taken |
 
 use crate::process::Processes;
-use crate::record::Aux;
 use crate::sideband::{SwitchEvent, SwitchKind};
 use crate::{Cpu, Pid, Tid};
 use ptflow_decoder::config::TscConversion;
 use ptflow_decoder::owners::{RanUpTo, Schedule, ThreadId, Turn};
+use ptflow_decoder::units::AuxOffset;
 use std::collections::{BTreeMap, HashMap};
 
 /// The schedules of all CPUs.
@@ -44,10 +45,25 @@ pub(crate) fn sched_switch(raw: &[u8]) -> Option<Tid> {
     Some(Tid(u32::from_le_bytes(bytes.try_into().ok()?)))
 }
 
-/// Puts the schedules together. `aux` are AUX records with the thread that ran as they were written.
+/// A stretch of a CPU's stream, and the thread that ran at its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Taken {
+    /// CPU.
+    pub cpu: Cpu,
+    /// Where it begins.
+    pub from: AuxOffset,
+    /// One past its last byte.
+    pub end: AuxOffset,
+    /// Who ran.
+    pub tid: Tid,
+    /// Nobody else ran since its first byte: the tracer stops as the thread leaves.
+    pub whole: bool,
+}
+
+/// Puts the schedules together. `taken` tells who ran as trace was taken; the tracer `stops` at every switch, or not.
 pub(crate) fn schedules(
     switches: &[SwitchEvent],
-    aux: &[(Aux, Option<Tid>, Option<Cpu>)],
+    taken: &[Taken],
     processes: &Processes,
     time: Option<TscConversion>,
     stops: bool,
@@ -68,9 +84,10 @@ pub(crate) fn schedules(
             turns.push(Turn { since, thread });
         }
     }
-    for (aux, tid, cpu) in aux {
-        let (Some(cpu), Some(thread)) = (*cpu, tid.and_then(|tid| threads.id(tid))) else { continue };
-        cpus.entry(cpu).or_default().ends.push(RanUpTo { end: aux.end().into(), thread });
+    for Taken { cpu, from, end, tid, whole } in taken {
+        let Some(thread) = threads.id(*tid) else { continue };
+        let from = if *whole { *from } else { *end };
+        cpus.entry(*cpu).or_default().ends.push(RanUpTo { from, end: *end, thread });
     }
     for schedule in cpus.values_mut() {
         schedule.stops = stops;

@@ -10,6 +10,7 @@
 //! chunk's bytes end before its padding. Bytes that no AUX record speaks of are kept: the record may have been lost.
 
 use crate::record::{Aux, AuxTrace, Record};
+use crate::schedule::Taken;
 use crate::{Cpu, Pid, Tid};
 use ptflow_decoder::stream::{Break, Piece, TraceStream};
 use ptflow_decoder::units::AuxOffset;
@@ -71,16 +72,17 @@ enum Owner {
 struct Marks {
     /// Where records end.
     ends: Vec<u64>,
-    /// Where the buffer was full.
-    cuts: Vec<u64>,
+    /// Where the records end behind which flow does not go on, and why.
+    cuts: Vec<(u64, Break)>,
 }
 
 impl Marks {
     fn sort(&mut self) {
-        for marks in [&mut self.ends, &mut self.cuts] {
-            marks.sort_unstable();
-            marks.dedup();
-        }
+        self.ends.sort_unstable();
+        self.ends.dedup();
+        // Of several reasons at one place the first one that was read is told.
+        self.cuts.sort_by_key(|(end, _)| *end);
+        self.cuts.dedup_by_key(|(end, _)| *end);
     }
 }
 
@@ -122,9 +124,14 @@ impl<'m> StreamBuilder<'m> {
         }
     }
 
-    /// The AUX records, but for those of snapshots, with thread and CPU.
-    pub fn aux_records(&self) -> &[(Aux, Option<Tid>, Option<Cpu>)] {
-        &self.aux
+    /// Who ran as trace was taken: by the AUX records, but for those of snapshots.
+    pub fn taken(&self) -> Vec<Taken> {
+        let whole = self.follows_threads();
+        let taken = |(aux, tid, cpu): &(Aux, Option<Tid>, Option<Cpu>)| {
+            let (from, end) = (AuxOffset(aux.offset), AuxOffset(aux.end()));
+            Some(Taken { cpu: (*cpu)?, from, end, tid: (*tid)?, whole })
+        };
+        self.aux.iter().filter_map(taken).collect()
     }
 
     /// True where the buffers are of threads that may run on any CPU, and not of CPUs.
@@ -140,9 +147,7 @@ impl<'m> StreamBuilder<'m> {
             let owner = if self.per_cpu { cpu.map(Owner::Cpu) } else { tid.map(Owner::Thread) };
             let marks = marks.entry(owner.filter(|_| !only)).or_default();
             marks.ends.push(aux.end());
-            if aux.is_truncated() {
-                marks.cuts.push(aux.end());
-            }
+            marks.cuts.extend(aux.breaks().map(|why| (aux.end(), why)));
         }
         marks.values_mut().for_each(Marks::sort);
         let none = Marks::default();
@@ -203,11 +208,11 @@ fn pieces<'m>(chunks: &[(AuxTrace, &'m [u8])], marks: &Marks) -> Vec<Piece<'m>> 
                 pieces.push(Piece { offset, bytes, break_before, reference: reference(info) });
             }
         };
-        let from = marks.cuts.partition_point(|cut| *cut < offset);
-        for cut in marks.cuts[from..].iter().take_while(|cut| **cut < end) {
+        let from = marks.cuts.partition_point(|(cut, _)| *cut < offset);
+        for &(cut, why) in marks.cuts[from..].iter().take_while(|(cut, _)| *cut < end) {
             let (head, tail) = bytes.split_at((cut - offset) as usize);
             push(head, offset, break_before);
-            (bytes, offset, break_before) = (tail, *cut, Some(Break::AuxTruncated));
+            (bytes, offset, break_before) = (tail, cut, Some(why));
         }
         push(bytes, offset, break_before);
     }
@@ -333,6 +338,17 @@ mod tests {
         // At the very end nothing follows.
         let end = build(&chunks, &[aux(0, 32, truncated)], false);
         assert!(end[0].iter().skip(1).all(|piece| piece.2.is_none()));
+    }
+
+    #[test]
+    fn gaps_and_collisions_break_it_too() {
+        let chunks = [chunk(0, 0, &[1; 32])];
+        let flags =
+            [(4, Aux::PARTIAL), (8, Aux::COLLISION), (12, Aux::OVERWRITE | Aux::TRUNCATED), (16, 0xff00)];
+        let records: Vec<_> = flags.iter().map(|(end, flags)| aux(end - 4, 4, *flags)).collect();
+        let breaks: Vec<_> =
+            build(&chunks, &records, false)[0].iter().map(|piece| (piece.0, piece.2.unwrap())).collect();
+        assert_eq!(breaks, [(0, Break::Start), (4, Break::AuxPartial), (8, Break::AuxCollision)]);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! ```
 //! use ptflow_decoder::config::TscConversion;
 //! use ptflow_decoder::units::Tsc;
-//! use ptflow_perf_import::write::{PerfWriter, Who, WriterConfig};
+//! use ptflow_perf_import::write::{PerfWriter, TraceForm, Who, WriterConfig};
 //! use ptflow_perf_import::{Capture, Cpu, PerfFile, Pid, Tid};
 //!
 //! # let dir = std::env::temp_dir().join(format!("ptflow-write-{}", std::process::id()));
@@ -26,6 +26,7 @@
 //!     tsc_ctc_ratio: (100, 2),
 //!     max_nonturbo_ratio: 10,
 //!     per_cpu: false,
+//!     form: TraceForm::Full,
 //! };
 //! let mut writer = PerfWriter::create(&path, config)?;
 //! let who = Who { pid: Pid(7), tid: Tid(7), cpu: Cpu(0), time: 1_000 };
@@ -50,11 +51,11 @@ use crate::events::Trailer;
 use crate::features::{self, BuildId, bit};
 use crate::header::{Header, Section};
 use crate::record::{
-    Aux, AuxTrace, Comm, ItraceStart, Mmap, PtInfo, Switch, Task, TimeConv, WriteRecord, misc,
+    Aux, AuxTrace, Comm, ItraceStart, Mmap, PtInfo, Sample, Switch, Task, TimeConv, WriteRecord, misc,
 };
 use crate::{Cpu, FileOffset, Pid, Tid};
 use ptflow_decoder::config::TscConversion;
-use ptflow_decoder::units::{Ns, Tsc};
+use ptflow_decoder::units::{Ip, Ns, Tsc};
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -64,6 +65,12 @@ const SAMPLE_TYPE: u64 = st::IP | st::TID | st::TIME | st::CPU | st::IDENTIFIER;
 /// Ids of the two events.
 const PT_ID: u64 = 1;
 const SIDEBAND_ID: u64 = 2;
+const SAMPLING_ID: u64 = 3;
+/// Numbers and names of the events, in the order of [`PerfWriter::attrs`].
+const EVENTS: [(u64, &str); 3] =
+    [(PT_ID, "intel_pt//u"), (SIDEBAND_ID, "dummy:u"), (SAMPLING_ID, "branch-misses:u")];
+/// `PERF_TYPE_HARDWARE` and `PERF_COUNT_HW_BRANCH_MISSES`.
+const BRANCH_MISSES: (u32, u64) = (0, 5);
 
 /// How the recording is described.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -86,6 +93,20 @@ pub struct WriterConfig {
     pub max_nonturbo_ratio: u8,
     /// One stream a CPU instead of one a thread.
     pub per_cpu: bool,
+    /// How the trace comes.
+    pub form: TraceForm,
+}
+
+/// How a recording's trace comes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum TraceForm {
+    /// All of it, in AUXTRACE records.
+    #[default]
+    Full,
+    /// Snapshots of a ring, in AUXTRACE records.
+    Snapshots,
+    /// In samples of another event, of so many bytes at most ([`PerfWriter::aux_sample`]).
+    Samples(u32),
 }
 
 /// The PMU type that Intel PT has in files written here.
@@ -140,10 +161,10 @@ impl<W: Write + Seek> PerfWriter<W> {
             time: None,
             record: Vec::new(),
         };
-        let ids = [PT_ID, SIDEBAND_ID].map(u64::to_le_bytes).concat();
+        let attrs = this.attrs();
         let mut start = vec![0; Header::SIZE as usize];
-        start.bytes(&ids);
-        for (index, attr) in this.attrs().iter().enumerate() {
+        EVENTS[..attrs.len()].iter().for_each(|(id, _)| start.u64(*id));
+        for (index, attr) in attrs.iter().enumerate() {
             attr.write(&mut start);
             Section { offset: Header::SIZE + 8 * index as u64, size: 8 }.write(&mut start);
         }
@@ -157,13 +178,14 @@ impl<W: Write + Seek> PerfWriter<W> {
 
     fn header(&self, data_size: u64, features: &[(u8, Vec<u8>)]) -> Vec<u8> {
         const ENTRY: u64 = Attr::SIZE as u64 + 16;
+        let events = self.attrs().len() as u64;
         let mut bits = [0; 32];
         for (bit, _) in features {
             bits[usize::from(bit / 8)] |= 1 << (bit % 8);
         }
         let header = Header {
             attr_size: ENTRY,
-            attrs: Section { offset: Header::SIZE + 16, size: 2 * ENTRY },
+            attrs: Section { offset: Header::SIZE + 8 * events, size: events * ENTRY },
             data: Section { offset: self.data_start, size: data_size },
             features: bits,
         };
@@ -178,8 +200,8 @@ impl<W: Write + Seek> PerfWriter<W> {
         Ok(())
     }
 
-    /// The two events: Intel PT, user space only, and a dummy one that carries the sideband.
-    fn attrs(&self) -> [Attr; 2] {
+    /// The events: Intel PT, user space only, a dummy one that carries the sideband, and perhaps one that samples.
+    fn attrs(&self) -> Vec<Attr> {
         let common = flag::EXCLUDE_KERNEL | flag::SAMPLE_ID_ALL;
         let sideband =
             flag::MMAP | flag::COMM | flag::TASK | flag::MMAP2 | flag::COMM_EXEC | flag::CONTEXT_SWITCH;
@@ -192,7 +214,16 @@ impl<W: Write + Seek> PerfWriter<W> {
             flags,
             ..Attr::default()
         };
-        [attr(PMU_TYPE, self.config.event_config, common), attr(SOFTWARE, SOFTWARE_DUMMY, common | sideband)]
+        let mut attrs = vec![
+            attr(PMU_TYPE, self.config.event_config, common),
+            attr(SOFTWARE, SOFTWARE_DUMMY, common | sideband),
+        ];
+        if let TraceForm::Samples(size) = self.config.form {
+            let sampling = attr(BRANCH_MISSES.0, BRANCH_MISSES.1, common);
+            let sample_type = SAMPLE_TYPE | st::AUX;
+            attrs.push(Attr { sample_type, aux_sample_size: size, sample_period: 100_003, ..sampling });
+        }
+        attrs
     }
 
     /// A record: header, body, and for kernel records a trailer with the event's id.
@@ -246,7 +277,7 @@ impl<W: Write + Seek> PerfWriter<W> {
             noretcomp_bit: 0x800,
             // The records of a thread's own buffer need no switches.
             have_sched_switch: if config.per_cpu { 3 } else { 0 },
-            snapshot: false,
+            snapshot: config.form == TraceForm::Snapshots,
             per_cpu: config.per_cpu,
             mtc_bit: 0x200,
             mtc_freq_bits: 0x3c000,
@@ -335,6 +366,22 @@ impl<W: Write + Seek> PerfWriter<W> {
         self.put(&[0; 8][..padded - bytes.len()])
     }
 
+    /// A sample with the trace up to it; for [`TraceForm::Samples`].
+    pub fn aux_sample(&mut self, who: Who, ip: Ip, bytes: &[u8]) -> io::Result<()> {
+        let padded = [bytes, &[0; 8][..bytes.len().next_multiple_of(8) - bytes.len()]].concat();
+        let sample = Sample {
+            misc: misc::USER,
+            identifier: Some(SAMPLING_ID),
+            ip: Some(ip),
+            task: Some((who.pid, who.tid)),
+            time: Some(Ns(who.time)),
+            cpu: Some(who.cpu),
+            aux: Some(&padded),
+            ..Sample::default()
+        };
+        self.emit(&sample, None)
+    }
+
     /// The build id of a file that was mapped.
     pub fn build_id(&mut self, pid: Pid, path: &str, id: &[u8]) {
         BuildId { kernel: false, pid, id, filename: path.as_bytes() }.write(&mut self.build_ids);
@@ -364,7 +411,10 @@ impl<W: Write + Seek> PerfWriter<W> {
     /// Feature sections in the order of their bits.
     fn features(&self) -> Vec<(u8, Vec<u8>)> {
         let config = &self.config;
-        let [pt, sideband] = self.attrs();
+        let attrs = self.attrs();
+        let events: Vec<(Attr, &str, &[u64])> = (attrs.iter().zip(&EVENTS))
+            .map(|(attr, (id, name))| (*attr, *name, std::slice::from_ref(id)))
+            .collect();
         let (first, last) = self.time.unwrap_or_default();
         vec![
             (bit::BUILD_ID, self.build_ids.clone()),
@@ -376,13 +426,7 @@ impl<W: Write + Seek> PerfWriter<W> {
             (bit::CPUDESC, features::write_string(&config.cpudesc)),
             (bit::CPUID, features::write_string(&config.cpuid)),
             (bit::CMDLINE, features::write_strings(&config.cmdline)),
-            (
-                bit::EVENT_DESC,
-                features::write_event_desc(&[
-                    (pt, "intel_pt//u", &[PT_ID]),
-                    (sideband, "dummy:u", &[SIDEBAND_ID]),
-                ]),
-            ),
+            (bit::EVENT_DESC, features::write_event_desc(&events)),
             (bit::PMU_MAPPINGS, features::write_pmu_mappings(&[(PMU_TYPE, "intel_pt")])),
             (bit::AUXTRACE, features::write_auxtrace_index(&self.index)),
             (bit::SAMPLE_TIME, features::write_sample_time(Ns(first), Ns(last))),

@@ -66,12 +66,13 @@ fn print(file: &PerfFile, record: &Record<'_>) -> String {
         kind::FORK | kind::EXIT => {
             let t = Task::read(record).unwrap();
             assert_eq!(t.exit, record.kind == kind::EXIT);
-            write!(out, "({}:{}):({}:{})", t.pid, t.tid, t.ppid, t.ptid).unwrap();
+            let [pid, tid, ppid, ptid] = [t.pid.0, t.tid.0, t.ppid.0, t.ptid.0].map(u32::cast_signed);
+            write!(out, "({pid}:{tid}):({ppid}:{ptid})").unwrap();
         }
         kind::AUX => {
             let a = Aux::read(record).unwrap();
             let hex = |value: u64| if value == 0 { "0".to_owned() } else { format!("{value:#x}") };
-            let truncated = if a.is_truncated() { "T" } else { "" };
+            let truncated = if a.flags & Aux::TRUNCATED != 0 { "T" } else { "" };
             write!(
                 out,
                 " offset: {} size: {} flags: {} [{truncated}]",
@@ -110,7 +111,8 @@ fn print(file: &PerfFile, record: &Record<'_>) -> String {
         }
         kind::SAMPLE => {
             let (_, s) = file.events().sample(record).unwrap();
-            let (pid, tid) = s.task.unwrap();
+            // A thread on its way out has none any more: -1.
+            let (pid, tid) = s.task.map(|(pid, tid)| (pid.0.cast_signed(), tid.0.cast_signed())).unwrap();
             let (ip, period) = (s.ip.unwrap().0, s.period.unwrap());
             write!(out, "(IP, {:#x}): {pid}/{tid}: {ip:#x} period: {period} addr: 0", s.misc).unwrap();
         }

@@ -9,7 +9,7 @@ use ptflow_bench_traces::log::{self, LogWriter};
 use ptflow_bench_traces::options::{PtOptions, machine};
 use ptflow_decoder::units::Tsc;
 use ptflow_perf_import::record::Aux;
-use ptflow_perf_import::write::{PerfWriter, Who, WriterConfig};
+use ptflow_perf_import::write::{PerfWriter, TraceForm, Who, WriterConfig};
 use ptflow_perf_import::{Cpu, Pid, Tid};
 use std::collections::HashSet;
 use std::fs::File;
@@ -117,6 +117,7 @@ impl Recorder {
                 tsc_ctc_ratio: machine::TSC_CTC_RATIO,
                 max_nonturbo_ratio: machine::TSC_RATIO,
                 per_cpu: options.per_cpu > 0,
+                form: TraceForm::Full,
             };
             let path = dir.join("perf.data");
             let who = Who { pid, tid: Tid(pid.0), cpu: Cpu(0), time: start_time(options.start) };

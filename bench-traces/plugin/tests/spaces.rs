@@ -13,7 +13,7 @@ use ptflow_exporters::address::AddressNames;
 use ptflow_exporters::edges;
 use ptflow_perf_import::images::{ImageSearch, ImageStore};
 use ptflow_perf_import::process::SpaceEvent;
-use ptflow_perf_import::write::{PerfWriter, Who, WriterConfig};
+use ptflow_perf_import::write::{PerfWriter, TraceForm, Who, WriterConfig};
 use ptflow_perf_import::{Capture, Cpu, PerfFile, Pid, Tid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -135,6 +135,7 @@ fn joined(folder: &Path, parts: &[&Recording], exec: bool) -> Vec<Pid> {
         tsc_ctc_ratio: machine::TSC_CTC_RATIO,
         max_nonturbo_ratio: machine::TSC_RATIO,
         per_cpu: false,
+        form: TraceForm::Full,
     };
     let mut w = PerfWriter::create(&folder.join("perf.data"), config).expect("a file");
     let mut pids = Vec::new();

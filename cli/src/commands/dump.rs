@@ -70,7 +70,7 @@ fn stretch(
     let reader = |at| Reader::new(trace, at);
     let mut here = reader(Position { piece: first, byte: 0 });
     // Behind a truncation tracing starts again with a whole packet; else where packets begin only a PSB tells.
-    if broken != Break::AuxTruncated {
+    if !broken.restarts() {
         let psb = find_psb(pieces, here.at(), end).unwrap_or(end);
         skipped(out, &here, bytes_between(pieces, here.at(), psb))?;
         here = reader(psb);

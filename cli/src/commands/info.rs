@@ -58,6 +58,8 @@ struct Settings {
     max_nonturbo_ratio: u8,
     per_cpu: bool,
     snapshot: bool,
+    /// Samples that brought trace (`--aux-sample`).
+    aux_samples: u64,
     filter: String,
 }
 
@@ -183,6 +185,7 @@ fn gather(args: &Common, file: &PerfFile, loaded: &Loaded<'_>) -> Info {
             max_nonturbo_ratio: config.max_nonturbo_ratio,
             per_cpu: capture.info.per_cpu,
             snapshot: capture.info.snapshot,
+            aux_samples: capture.aux_samples,
             filter: capture.info.filter.clone(),
         }),
         branch_stacks: branch_stacks(file, loaded),
@@ -225,6 +228,7 @@ impl Settings {
         settings.push(if s.ret_compression { "ret compression" } else { "no ret compression" }.to_owned());
         settings.push(if s.per_cpu { "a stream a CPU" } else { "a stream a thread" }.to_owned());
         settings.extend(s.snapshot.then(|| "snapshots".to_owned()));
+        settings.extend((s.aux_samples > 0).then(|| format!("{} AUX samples", s.aux_samples)));
         settings.extend((!s.branches).then(|| "NO BRANCHES".to_owned()));
         settings.extend((!s.filter.is_empty()).then(|| format!("filter {}", s.filter)));
         settings

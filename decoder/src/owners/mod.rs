@@ -40,6 +40,8 @@ pub struct Turn {
 /// Who is known to have run up to a place of the stream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RanUpTo {
+    /// Since when nobody else is known to have: at the latest `end`.
+    pub from: AuxOffset,
     /// The place.
     pub end: AuxOffset,
     /// The thread.
@@ -92,16 +94,21 @@ pub fn changes(stream: &TraceStream<'_>, config: &PtConfig, schedule: &Schedule)
     matching.finish()
 }
 
-/// Without a clock: each end tells whose the bytes since the one before are.
+/// Without a clock or switches: each end tells whose the bytes before it are, as far as it says.
 fn by_ends(ends: &[RanUpTo]) -> Vec<Change> {
     let mut changes: Vec<Change> = Vec::new();
-    let mut from = AuxOffset(0);
-    for end in ends {
-        if changes.last().is_none_or(|last| last.thread != Some(end.thread)) {
-            changes.push(Change { from, thread: Some(end.thread) });
+    let mut known = AuxOffset(0);
+    for RanUpTo { from, end, thread } in ends {
+        let from = known.max(*from);
+        if from > known {
+            changes.push(Change { from: known, thread: None });
         }
-        from = end.end;
+        if *end > from {
+            changes.push(Change { from, thread: Some(*thread) });
+        }
+        known = known.max(*end);
     }
+    changes.dedup_by_key(|change| change.thread);
     changes
 }
 

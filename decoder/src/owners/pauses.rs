@@ -4,7 +4,7 @@ use super::matching::LATEST;
 use super::{RanUpTo, Schedule, ThreadId};
 use crate::clock::Clock;
 use crate::config::PtConfig;
-use crate::overlap::kept;
+use crate::overlap::{Kept, kept};
 use crate::packet::{IpPayload, LastIp, Packet};
 use crate::plan::{self, time_of};
 use crate::reader::{Position, Reader};
@@ -43,9 +43,19 @@ pub(super) fn find(
     schedule: &Schedule,
     take: &mut dyn FnMut(Pause),
 ) {
+    let pieces = &stream.pieces;
+    let kept = kept(pieces);
+    // Where a piece ends that the next one repeats is somewhere within that one.
+    let is_there = |end: &&RanUpTo| {
+        let behind = pieces.partition_point(|piece| piece.offset < end.end);
+        let Some(index) = behind.checked_sub(1) else { return true };
+        let Kept { to, .. } = kept[index];
+        to == pieces[index].bytes.len() || end.end.0.saturating_sub(pieces[index].offset.0) <= to as u64
+    };
+    let ends: Vec<RanUpTo> = schedule.ends.iter().filter(is_there).copied().collect();
     let mut scan = Scan {
         config,
-        ends: &schedule.ends,
+        ends: &ends,
         take,
         clock: Clock::new(config),
         time: None,
@@ -54,8 +64,6 @@ pub(super) fn find(
         ended: Vec::new(),
         psb: None,
     };
-    let pieces = &stream.pieces;
-    let kept = kept(pieces);
     let mut first = 0;
     while first < pieces.len() {
         let count = 1 + pieces[first + 1..].iter().take_while(|piece| piece.break_before.is_none()).count();
@@ -66,7 +74,7 @@ pub(super) fn find(
             scan.breaks(pieces[first].offset);
         }
         let psb = plan::find_psb(pieces, start, end);
-        if pieces[first].break_before == Some(Break::AuxTruncated) {
+        if pieces[first].break_before.is_some_and(Break::restarts) {
             // Tracing started again on a whole packet.
             scan.clock.set_reference(pieces[first].reference);
             scan.stretch(Reader::new(stream, start), psb.unwrap_or(end));

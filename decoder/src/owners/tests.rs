@@ -102,7 +102,8 @@ impl Cpu {
     /// The kernel ends an AUX record here.
     fn end(&mut self, thread: u32) {
         let end = AuxOffset(self.bytes.len() as u64);
-        self.schedule.ends.push(RanUpTo { end, thread: ThreadId(thread) });
+        let from = self.schedule.ends.last().map_or(AuxOffset(0), |last| last.end);
+        self.schedule.ends.push(RanUpTo { from, end, thread: ThreadId(thread) });
     }
 
     fn found(&self) -> Vec<Change> {
@@ -259,6 +260,15 @@ fn without_a_clock_the_ends_tell() {
     let ends: Vec<AuxOffset> = cpu.schedule.ends.iter().map(|end| end.end).collect();
     let change = |from, thread| Change { from, thread: Some(ThreadId(thread)) };
     assert_eq!(found, [change(AuxOffset(0), 1), change(ends[0], 2), change(ends[2], 1)]);
+    // Of what no end speaks, nothing is known; nor of anything, where only the place itself is told.
+    let mut schedule = cpu.schedule.clone();
+    schedule.ends.remove(1);
+    let found = changes(&TraceStream::default(), &untimed, &schedule);
+    let unknown = Change { from: ends[0], thread: None };
+    assert_eq!(found, [change(AuxOffset(0), 1), unknown, change(ends[1], 2), change(ends[2], 1)]);
+    schedule.ends.iter_mut().for_each(|told| told.from = told.end);
+    let found = changes(&TraceStream::default(), &untimed, &schedule);
+    assert!(found.iter().all(|change| change.thread.is_none()), "{found:?}");
 }
 
 /// A long stretch without a switch is not looked at; what comes behind it is right all the same.

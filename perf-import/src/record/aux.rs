@@ -3,6 +3,7 @@
 use super::{Record, WriteRecord, kind};
 use crate::bytes::{Fields, Put};
 use crate::{Pid, Tid};
+use ptflow_decoder::stream::Break;
 
 /// AUX: trace bytes were written to the buffer, or could not be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,9 +32,17 @@ impl Aux {
         Some(Self { offset: f.u64()?, size: f.u64()?, flags: f.u64()? })
     }
 
-    /// True where the buffer was full behind these bytes.
-    pub fn is_truncated(&self) -> bool {
-        self.flags & Self::TRUNCATED != 0
+    /// Why flow does not go on behind these bytes, where it does not. Of an overwritten ring nothing can be said: its
+    /// records mean the whole buffer.
+    pub fn breaks(&self) -> Option<Break> {
+        let has = |flag| self.flags & flag != 0;
+        match () {
+            () if has(Self::OVERWRITE) => None,
+            () if has(Self::TRUNCATED) => Some(Break::AuxTruncated),
+            () if has(Self::COLLISION) => Some(Break::AuxCollision),
+            () if has(Self::PARTIAL) => Some(Break::AuxPartial),
+            () => None,
+        }
     }
 
     /// One past the last byte.

@@ -7,7 +7,7 @@ pub mod recording;
 
 use ptflow_decoder::config::TscConversion;
 use ptflow_decoder::units::Tsc;
-use ptflow_perf_import::write::{PerfWriter, Who, WriterConfig};
+use ptflow_perf_import::write::{PerfWriter, TraceForm, Who, WriterConfig};
 use ptflow_perf_import::{Cpu, Pid, Tid};
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -33,6 +33,7 @@ pub fn config(event_config: u64, per_cpu: bool) -> WriterConfig {
         tsc_ctc_ratio: (168, 2),
         max_nonturbo_ratio: 21,
         per_cpu,
+        form: TraceForm::Full,
     }
 }
 

@@ -4,7 +4,7 @@ use ptflow_decoder::config::TscConversion;
 use ptflow_decoder::packet::{Packet, encoder};
 use ptflow_decoder::units::Tsc;
 use ptflow_perf_import::record::Aux;
-use ptflow_perf_import::write::{PerfWriter, Who, WriterConfig};
+use ptflow_perf_import::write::{PerfWriter, TraceForm, Who, WriterConfig};
 use ptflow_perf_import::{Cpu, Pid, Tid};
 use std::io::{Cursor, Seek, Write};
 
@@ -27,6 +27,7 @@ pub fn config(per_cpu: bool) -> WriterConfig {
         tsc_ctc_ratio: (250, 2),
         max_nonturbo_ratio: 25,
         per_cpu,
+        form: TraceForm::Full,
     }
 }
 
