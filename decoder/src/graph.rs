@@ -16,9 +16,11 @@
 //! *Invariant*: the graph grows with the code touched, never with the trace.
 
 mod build;
+mod memo;
+pub(crate) mod window;
 
 use crate::code::CodeView;
-use crate::image::FunctionAt;
+use crate::image::{AddressSpace, FunctionAt};
 use crate::packet::ExecMode;
 use crate::placement::{PlacementId, Placements, UNPLACED};
 use crate::profile::{CodeAddr, EdgeKind, EdgeRow};
@@ -147,6 +149,13 @@ pub struct Graph {
     single_instructions: u64,
     /// Where the [`Exit::Cross`]es met so far lead, in the space at hand.
     crossings: FxHashMap<NodeId, NodeId>,
+    pub(crate) memo: memo::Memo,
+    /// Numbers of the spaces met so far, by where they lie in memory: they outlive the graph's work.
+    spaces: FxHashMap<usize, u32>,
+    /// The number of the space at hand.
+    pub(crate) space: u32,
+    /// The mode that the runtime address cache is of.
+    mode: ExecMode,
 }
 
 impl Default for Graph {
@@ -169,6 +178,10 @@ impl Graph {
             single: FxHashMap::default(),
             single_instructions: 0,
             crossings: FxHashMap::default(),
+            memo: memo::Memo::default(),
+            spaces: FxHashMap::default(),
+            space: 0,
+            mode: ExecMode::Bits64,
         };
         let nowhere = graph.push(UNPLACED, ExecMode::Bits64, Svma(0), FunctionAt::default());
         graph.nodes[nowhere.0 as usize].exit = Exit::Stop;
@@ -254,16 +267,21 @@ impl Graph {
             && code.code(self.placements.image(placement), svma).is_some()
     }
 
-    /// Forgets every runtime address: the mode changed.
-    pub(crate) fn forget_ips(&mut self) {
-        self.ip_cache.fill((u64::MAX, NOWHERE));
-    }
-
-    /// Forgets where everything lies: the address space changed.
-    pub(crate) fn forget_space(&mut self) {
+    /// What comes runs in `space` and `mode`: forgets where everything lies, unless nothing changed.
+    pub(crate) fn enter(&mut self, space: &AddressSpace, mode: ExecMode) {
+        if mode != self.mode {
+            self.mode = mode;
+            self.ip_cache.fill((u64::MAX, NOWHERE));
+        }
+        let next = self.spaces.len() as u32 + 1;
+        let number = *self.spaces.entry(std::ptr::from_ref(space) as usize).or_insert(next);
+        if number == self.space {
+            return;
+        }
+        self.space = number;
         self.placements.forget_space();
         self.crossings.clear();
-        self.forget_ips();
+        self.ip_cache.fill((u64::MAX, NOWHERE));
     }
 
     /// The runtime address of a node's start; `None` where the space at hand does not have it.
@@ -309,26 +327,32 @@ impl Graph {
     /// Counts an indirect transfer or a return from `from` to `to`.
     #[inline]
     pub(crate) fn count_target(&mut self, from: NodeId, to: NodeId) {
+        self.count_targets(from, to, 1);
+    }
+
+    /// As [`Self::count_target`], so many times.
+    #[inline]
+    fn count_targets(&mut self, from: NodeId, to: NodeId, times: u64) {
         let node = &mut self.nodes[from.0 as usize];
         if node.succ[0] == to {
-            node.count[0] += 1;
+            node.count[0] += times;
         } else if node.succ[1] == to {
-            node.count[1] += 1;
+            node.count[1] += times;
         } else {
-            self.count_target_slow(from, to);
+            self.count_target_slow(from, to, times);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn count_target_slow(&mut self, from: NodeId, to: NodeId) {
+    fn count_target_slow(&mut self, from: NodeId, to: NodeId, times: u64) {
         let node = &mut self.nodes[from.0 as usize];
         // A slot counted at 0 is free: an id alone is no claim, since NOWHERE stands in fresh slots.
         if let Some(slot) = (0..2).find(|slot| node.count[*slot] == 0) {
             node.succ[slot] = to;
-            node.count[slot] = 1;
+            node.count[slot] = times;
         } else {
-            *self.spill.entry((from, to)).or_insert(0) += 1;
+            *self.spill.entry((from, to)).or_insert(0) += times;
         }
     }
 
@@ -355,7 +379,8 @@ impl Graph {
     }
 
     /// Instructions executed.
-    pub fn instructions(&self) -> u64 {
+    pub fn instructions(&mut self) -> u64 {
+        self.settle();
         let left = |node: &Node| (node.count[0] + node.count[1]) * u64::from(node.insns);
         let spilled =
             self.spill.iter().map(|(&(from, _), count)| count * u64::from(self.nodes[from.0 as usize].insns));
@@ -378,7 +403,8 @@ impl Graph {
     }
 
     /// Everything counted, as rows in no order; a row may stand several times.
-    pub fn rows(&self) -> Vec<EdgeRow> {
+    pub fn rows(&mut self) -> Vec<EdgeRow> {
+        self.settle();
         let mut rows = Vec::with_capacity(self.nodes.len() * 2);
         let mut leavings: FxHashMap<NodeId, u64> = FxHashMap::default();
         for (&(from, to), &count) in &self.spill {

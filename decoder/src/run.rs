@@ -45,8 +45,15 @@ pub fn count(contexts: &[Context<'_, '_>], options: &Options<'_>) -> Counts {
     // Counts are the graph's, which knows no threads: what is not wanted goes to one that is thrown away.
     let all_wanted = contexts.iter().flat_map(|context| context.owners).all(|owner| owner.wanted);
     let workers = options.pool.broadcast(|_| {
-        let mut graph = Graph::new();
-        let mut unwanted = (!all_wanted).then(Graph::new);
+        let new_graph = || {
+            let mut graph = Graph::new();
+            if let Engine::Interrupted(_) = options.engine {
+                graph.memo.shrink();
+            }
+            graph
+        };
+        let mut graph = new_graph();
+        let mut unwanted = (!all_wanted).then(new_graph);
         let mut done = Vec::new();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);

@@ -8,6 +8,7 @@ mod display;
 pub mod encoder;
 mod ip;
 pub mod lexer;
+pub(crate) mod peek;
 #[cfg(test)]
 mod tests;
 

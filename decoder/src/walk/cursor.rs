@@ -86,6 +86,41 @@ impl ReturnStack {
         (self.depth > 0).then(|| self.slots[usize::from(self.top) % Self::DEPTH])
     }
 
+    /// The address below so many others, after the stack was higher by `rise` on the way, which drops the oldest.
+    pub fn below(&self, others: usize, rise: u8) -> Option<ReturnAddress> {
+        let depth = usize::from(self.depth).min(Self::DEPTH.saturating_sub(usize::from(rise)));
+        (others < depth).then(|| self.slots[usize::from(self.top).wrapping_sub(others) % Self::DEPTH])
+    }
+
+    /// Pops nodes, youngest first ([`NOWHERE`] stands for any address), after the stack was higher by `rise` on the
+    /// way. False, and nothing done, where it does not hold them.
+    #[inline]
+    pub fn pop_all(&mut self, nodes: &[NodeId], rise: u8) -> bool {
+        let depth = self.depth.min((Self::DEPTH as u8).saturating_sub(rise));
+        if nodes.len() > usize::from(depth) {
+            return false;
+        }
+        for (index, &node) in nodes.iter().enumerate() {
+            let slot = self.slots[usize::from(self.top).wrapping_sub(index) % Self::DEPTH];
+            if node != NOWHERE && slot != ReturnAddress::Node(node) {
+                return false;
+            }
+        }
+        self.top = self.top.wrapping_sub(nodes.len() as u8) % Self::DEPTH as u8;
+        self.depth = depth - nodes.len() as u8;
+        true
+    }
+
+    /// Tells stacks with different youngest addresses apart, mostly.
+    pub fn top_hash(&self) -> u64 {
+        let hash = |others| match self.below(others, 0) {
+            Some(ReturnAddress::Node(node)) => u64::from(node.0),
+            Some(ReturnAddress::Ip(ip)) => ip.0,
+            None => 0,
+        };
+        (hash(0) << 32 ^ hash(1)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
     pub fn clear(&mut self) {
         self.depth = 0;
     }
@@ -165,6 +200,45 @@ mod tests {
         stack.push(ReturnAddress::Ip(Ip(1)));
         stack.clear();
         assert_eq!(stack.pop(), None);
+    }
+
+    /// A window's net effect against its pushes and pops one by one, whatever drops out of the full stack on the way.
+    #[test]
+    fn many_at_once_do_what_they_do_one_by_one() {
+        for before in [0u32, 1, 3, 60, 62, 63, 64, 70] {
+            for (first_pops, rise, pops) in [(0, 0, 1), (1, 0, 1), (0, 3, 2), (2, 3, 1), (1, 1, 3), (0, 5, 4)]
+            {
+                let mut stack = ReturnStack::new();
+                (1..=before).for_each(|node| stack.push(ReturnAddress::Node(NodeId(node))));
+                let mut one_by_one = stack.clone();
+                let mut popped = Vec::new();
+                popped.extend((0..first_pops).map(|_| one_by_one.pop()));
+                (0..first_pops + rise).for_each(|_| one_by_one.push(ReturnAddress::Node(NodeId(1000))));
+                (0..first_pops + rise).for_each(|_| _ = one_by_one.pop());
+                popped.extend((0..pops).map(|_| one_by_one.pop()));
+                let below: Vec<_> = (0..popped.len()).map(|others| stack.below(others, rise)).collect();
+                let nodes: Option<Vec<_>> = (popped.iter())
+                    .map(|address| match address {
+                        Some(ReturnAddress::Node(node)) => Some(*node),
+                        _ => None,
+                    })
+                    .collect();
+                let Some(nodes) = nodes else {
+                    assert!(!stack.pop_all(&vec![NOWHERE; popped.len()], rise));
+                    continue;
+                };
+                assert_eq!(below, popped);
+                let mut wrong = nodes.clone();
+                wrong[0] = NodeId(999);
+                assert!(!stack.pop_all(&wrong, rise));
+                let mut loose = stack.clone();
+                assert!(stack.pop_all(&nodes, rise) && loose.pop_all(&vec![NOWHERE; nodes.len()], rise));
+                let rest =
+                    |stack: &mut ReturnStack| -> Vec<_> { std::iter::from_fn(|| stack.pop()).collect() };
+                let expected = rest(&mut one_by_one);
+                assert_eq!((rest(&mut stack), rest(&mut loose)), (expected.clone(), expected));
+            }
+        }
     }
 
     #[test]

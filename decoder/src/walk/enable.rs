@@ -17,7 +17,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             // A return address lies in whatever mode the RET runs in.
             self.cursor.stack.resolve(|node| self.graph.ip_of(node));
             self.cursor.mode = mode;
-            self.graph.forget_ips();
+            self.graph.enter(self.code.space, mode);
         }
     }
 

@@ -6,10 +6,11 @@
 //! Direct calls are stepped through only when the trace shows that a later branch was reached: an event may have come
 //! before the call.
 
-use super::cursor::{Place, ReturnAddress};
+use super::cursor::{Cursor, Place, ReturnAddress};
 use super::{Engine, Walker};
+use crate::graph::window::{Key, MTC};
 use crate::graph::{Exit, NOWHERE, Node, NodeId};
-use crate::packet::{IpBytes, IpPayload};
+use crate::packet::peek::{ip_payload_at, long_tnt_at, u64_at};
 use crate::reader::MAX_PACKET;
 use crate::sink::{Leave, Run, Sink};
 use crate::units::{AuxOffset, Ip};
@@ -20,7 +21,7 @@ const MAX_CROSSINGS: u32 = 10_000;
 /// Why the walk over the graph stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stop {
-    /// All outcomes are used up.
+    /// All outcomes, or all bytes, are used up.
     Hungry,
     /// The careful walker must go on.
     Careful,
@@ -46,9 +47,15 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         if node == NOWHERE {
             return;
         }
-        let budget = if let Engine::Interrupted(packets) = self.engine { packets } else { u32::MAX };
+        let mut budget = if let Engine::Interrupted(packets) = self.engine { packets } else { u32::MAX };
         let start = node;
-        let used = self.packets(&data[..limit + MAX_PACKET], limit, &mut node, budget);
+        let data = &data[..limit + MAX_PACKET];
+        let mut used = 0;
+        if S::CLOCK || S::RUNS {
+            self.packets::<false>(data, &mut used, limit, &mut node, &mut budget);
+        } else {
+            self.stretches(data, &mut used, limit, &mut node, &mut budget);
+        }
         self.ledger.decoded += used as u64;
         if self.reader.skip(used) {
             self.clock.set_reference(self.reader.reference());
@@ -61,55 +68,103 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         }
     }
 
-    /// Takes packets from `data` as long as they begin before `limit`; gives the bytes used.
-    fn packets(&mut self, data: &[u8], limit: usize, node: &mut NodeId, mut budget: u32) -> usize {
-        let mut pos = 0;
-        while pos < limit && budget > 0 {
-            budget -= 1;
+    /// As [`Self::packets`], with windows where they are worth it.
+    fn stretches(&mut self, data: &[u8], pos: &mut usize, limit: usize, node: &mut NodeId, budget: &mut u32) {
+        let mut stop = Stop::Hungry;
+        while stop == Stop::Hungry && *pos < limit && *budget > 0 {
+            let (windows, bytes) = self.graph.memo.stretch();
+            let start = *pos;
+            let end = limit.min(*pos + bytes);
+            stop = if windows {
+                self.graph.before_bytes(end - *pos);
+                self.packets::<true>(data, pos, end, node, budget)
+            } else {
+                self.packets::<false>(data, pos, end, node, budget)
+            };
+            self.graph.memo.walked(*pos - start);
+        }
+    }
+
+    /// Takes packets from `data` as long as they begin before `limit`, or up to the first that it does not know.
+    fn packets<const WINDOWS: bool>(
+        &mut self,
+        data: &[u8],
+        at: &mut usize,
+        limit: usize,
+        node: &mut NodeId,
+        budget: &mut u32,
+    ) -> Stop {
+        let mut pos = *at;
+        let mut stop = Stop::Hungry;
+        while pos < limit && *budget > 0 {
+            *budget -= 1;
             let head = data[pos];
+            if WINDOWS
+                && (head & 1 == 0 || head & 0x1f == 0x0d)
+                && let Some(len) = self.window(data, pos, node)
+            {
+                pos += len;
+                continue;
+            }
             if head & 1 == 0 && head > 2 {
                 // Short TNT: the stop bit is the top one set, the outcomes lie between it and bit 0.
                 let count = 6 - head.leading_zeros();
                 self.cursor.tnt.load(u64::from(head >> 1) & ((1 << count) - 1), count);
-                let at = pos;
+                let packet = pos;
                 pos += 1;
                 if self.outcomes(node, data, &mut pos) == Stop::Careful {
-                    self.stopped_in(at);
+                    stop = self.stopped_in(packet);
                     break;
                 }
                 continue;
             }
+            stop = Stop::Careful;
             if head & 0x1f == 0x0d {
-                let Some((payload, len)) = ip_payload(data, pos) else { break };
+                let Some((payload, len)) = ip_payload_at(data, pos) else { break };
                 let mut last_ip = self.cursor.last_ip;
                 let Some(ip) = last_ip.update(payload) else { break };
                 let Some(target) = self.target(node, Ip(ip)) else { break };
                 self.cursor.last_ip = last_ip;
                 pos += len;
                 *node = target;
+                stop = Stop::Hungry;
                 continue;
             }
             match self.timing(data, pos) {
                 Some(len) => pos += len,
                 None => {
-                    let Some((bits, count)) = long_tnt(data, pos) else { break };
+                    let Some((bits, count)) = long_tnt_at(data, pos) else { break };
                     self.cursor.tnt.load(bits, count);
-                    let at = pos;
+                    let packet = pos;
                     pos += 8;
                     if self.outcomes(node, data, &mut pos) == Stop::Careful {
-                        self.stopped_in(at);
+                        self.stopped_in(packet);
                         break;
                     }
                 }
             }
+            stop = Stop::Hungry;
         }
-        pos
+        *at = pos;
+        stop
+    }
+
+    /// Takes the packets at `pos` that a window holds; gives their length.
+    #[inline]
+    fn window(&mut self, data: &[u8], pos: usize, node: &mut NodeId) -> Option<usize> {
+        let bytes = [u64_at(data, pos), u64_at(data, pos + 8)];
+        let Cursor { mode, last_ip, stack, .. } = &mut self.cursor;
+        let key = Key::new(bytes, *node, self.graph.space, *last_ip)?;
+        let (len, next, ip) = self.graph.window(&self.code, &key, *mode, *last_ip, stack)?;
+        (*node, *last_ip) = (next, ip);
+        Some(len)
     }
 
     /// The careful walker goes on with the outcomes of the packet at `pos`.
     #[cold]
-    fn stopped_in(&mut self, pos: usize) {
+    fn stopped_in(&mut self, pos: usize) -> Stop {
         self.packet_at = AuxOffset(self.reader.offset().0.wrapping_add(pos as u64));
+        Stop::Careful
     }
 
     /// Follows the outcomes in the queue.
@@ -161,7 +216,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                     if *pos + MAX_PACKET > data.len() || head & 0x1f != 0x0d {
                         break Stop::Careful;
                     }
-                    let Some((payload, len)) = ip_payload(data, *pos) else { break Stop::Careful };
+                    let Some((payload, len)) = ip_payload_at(data, *pos) else { break Stop::Careful };
                     let mut last_ip = self.cursor.last_ip;
                     let Some(ip) = last_ip.update(payload) else { break Stop::Careful };
                     let Some(target) = self.target(&mut node, Ip(ip)) else { break Stop::Careful };
@@ -282,7 +337,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         }
         match head {
             0 => Some(1),
-            0x59 => {
+            MTC => {
                 if self.timed {
                     self.clock.mtc(data[pos + 1], self.mark.ordinal);
                 }
@@ -323,37 +378,4 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         }
         Some(len)
     }
-}
-
-#[inline]
-fn u64_at(data: &[u8], pos: usize) -> u64 {
-    let mut bytes = [0; 8];
-    bytes.copy_from_slice(&data[pos..pos + 8]);
-    u64::from_le_bytes(bytes)
-}
-
-/// The address of an IP packet at `pos`, and the packet's length; `None` where suppressed or reserved.
-#[inline]
-fn ip_payload(data: &[u8], pos: usize) -> Option<(IpPayload, usize)> {
-    let raw = u64_at(data, pos + 1);
-    let (form, raw, len) = match data[pos] >> 5 {
-        1 => (IpBytes::Update16, raw & 0xffff, 3),
-        2 => (IpBytes::Update32, raw & 0xffff_ffff, 5),
-        3 => (IpBytes::Sext48, raw & 0xffff_ffff_ffff, 7),
-        4 => (IpBytes::Update48, raw & 0xffff_ffff_ffff, 7),
-        6 => (IpBytes::Full, raw, 9),
-        _ => return None,
-    };
-    Some((IpPayload { form, raw }, len))
-}
-
-/// The outcomes of a long TNT at `pos`.
-#[inline]
-fn long_tnt(data: &[u8], pos: usize) -> Option<(u64, u32)> {
-    if data[pos] != 2 || data[pos + 1] != 0xa3 {
-        return None;
-    }
-    let raw = u64_at(data, pos) >> 16;
-    let count = 63u32.checked_sub(raw.leading_zeros())?;
-    (count > 0).then(|| (raw & ((1 << count) - 1), count))
 }

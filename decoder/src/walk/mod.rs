@@ -58,7 +58,8 @@ pub enum Engine {
     Fast,
     /// The careful walker alone: the reference.
     Careful,
-    /// The fast walker, stopped after every so many packets: tests that no hand-over changes a result.
+    /// The fast walker, stopped after every so many packets (or windows, of which it remembers few): tests that no hand-over
+    /// changes a result.
     Interrupted(u32),
 }
 
@@ -150,12 +151,13 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
     ) -> Self {
         let owners_change = context.owners.iter().any(|owner| owner.spaces.versions().len() > 1);
         let changes = context.spaces.versions().len() > 1 || owners_change;
-        graph.forget_space();
+        let code = CodeView { images: context.images, space: first_space(context.spaces) };
+        graph.enter(code.space, ExecMode::Bits64);
         Self {
             context,
             graph,
             sink,
-            code: CodeView { images: context.images, space: first_space(context.spaces) },
+            code,
             space: 0,
             owner: None,
             unwanted: None,
@@ -180,7 +182,6 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
 
     /// Counts what is not wanted apart.
     pub fn with_unwanted(mut self, graph: &'w mut Graph) -> Self {
-        graph.forget_space();
         self.unwanted = Some(graph);
         self
     }

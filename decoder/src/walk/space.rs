@@ -27,7 +27,7 @@ impl<'a, S: Sink> Walker<'_, 'a, '_, S> {
     fn enter_space(&mut self, space: &'a AddressSpace) {
         self.cursor.stack.resolve(|node| self.graph.ip_of(node));
         self.code.space = space;
-        self.graph.forget_space();
+        self.graph.enter(space, self.cursor.mode);
     }
 
     /// Whose code the last packet is of. The CPU's own state (return stack, last IP, mode) goes on from thread to thread.
@@ -54,7 +54,7 @@ impl<'a, S: Sink> Walker<'_, 'a, '_, S> {
             && let Some(other) = &mut self.unwanted
         {
             std::mem::swap(&mut self.graph, other);
-            self.graph.forget_space();
+            self.graph.enter(self.code.space, self.cursor.mode);
         }
         self.sink.event(Event::Owner { thread: owner.thread }, self.mark);
     }
