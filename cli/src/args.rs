@@ -104,6 +104,9 @@ pub struct ProfileArgs {
     /// The binary to profile, for formats of one [default: the traced program]
     #[arg(long, value_name = "PATH|BUILDID")]
     pub binary: Option<String>,
+    /// Check the profile against this binary, and fail where it does not fit [default: say so for formats of one binary]
+    #[arg(long, value_name = "BINARY")]
+    pub check: Option<PathBuf>,
     /// How addresses are written
     #[arg(long, value_enum, default_value_t = Addresses::Image)]
     pub addresses: Addresses,
@@ -118,6 +121,10 @@ pub enum ProfileFormat {
     Edges,
     /// One binary's branches and straight code, for perf2bolt -p FILE --pa
     BoltPreaggregated,
+    /// One binary's counts by line of source, for clang -fprofile-sample-use
+    Llvm,
+    /// The same in LLVM's binary form, which compilers load faster
+    LlvmExtbinary,
     /// One binary's branches and straight code, for llvm-profgen --unsymbolized-profile FILE --use-offset=0
     LlvmUnsymbolized,
     /// One binary's branches and straight code, for AutoFDO's create_llvm_prof and create_gcov --profiler=text

@@ -40,12 +40,17 @@ impl Binary {
     }
 
     /// A file, for edges that are in no capture at hand.
-    pub fn open(path: &str) -> anyhow::Result<Self> {
-        let Some(file) = BinaryFile::open(Path::new(path)) else {
-            bail!("{path} is no 64-bit ELF file");
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        let Some(file) = BinaryFile::open(path) else {
+            bail!("{} is no 64-bit ELF file", path.display());
         };
-        let name = file.build_id().map_or_else(|| path.to_owned(), str::to_owned);
+        let name = file.build_id().map_or_else(|| path.display().to_string(), str::to_owned);
         Ok(Self { name, file })
+    }
+
+    /// All its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        self.file.bytes()
     }
 
     /// Its code.

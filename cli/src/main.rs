@@ -16,6 +16,7 @@ mod off_cpu;
 mod oracle;
 mod progress;
 mod report;
+mod source_lines;
 mod sources;
 
 use clap::Parser;

@@ -12,6 +12,7 @@ use ptflow_decoder::run;
 use ptflow_decoder::units::{ImageId, Svma};
 use ptflow_decoder::walk::Engine;
 use ptflow_exporters::edges;
+use ptflow_exporters::flow::Flow;
 use ptflow_exporters::table::EdgeTable;
 use ptflow_perf_import::images::{BinaryFile, Status};
 use ptflow_perf_import::stacks::{StackSums, Traces, resolve};
@@ -63,7 +64,7 @@ impl Sources {
                 let usage = "a table does not tell where its binary is: --binary PATH";
                 return Err(Usage(usage.to_owned()).into());
             };
-            self.binary = Some(Binary::open(wanted)?);
+            self.binary = Some(Binary::open(Path::new(wanted))?);
         }
         Ok(())
     }
@@ -126,6 +127,13 @@ impl Sources {
         self.instructions += counts.instructions;
         self.units += counts.units;
         counts.rows
+    }
+
+    /// The flow through a binary, which is that image of the table.
+    pub fn flow(&self, binary: &Binary, own: ImageId) -> Flow {
+        let mut flow = Flow::new(self.table.exact(), |image| image == own, &binary.code());
+        flow.sum(Flow::sampled(self.table.sampled(), |image| image == own));
+        flow
     }
 
     /// The edges as one table. Where some were traced and some sampled, it tells the ranges of both.

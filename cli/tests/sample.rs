@@ -464,6 +464,40 @@ fn ranges_for_bolt_conserve_the_flow() {
     assert_eq!(into, left);
 }
 
+/// The check: of what was traced all fits; one record that the program cannot have made is named.
+#[test]
+fn a_profile_is_checked_against_the_binary() {
+    let program = sample().join("requests");
+    let program = program.to_str().expect("UTF-8");
+    let output = ptflow(&["profile"], &["--format", "bolt-preaggregated"]);
+    let verdict = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(verdict.contains(" records fit the binary; flow is conserved at all "), "{verdict}");
+    let folder = TempDir::new().expect("a folder");
+    let table = folder.path().join("edges");
+    let edges = String::from_utf8(succeed(ptflow(&["profile"], &[]))).expect("text");
+    let check = |edges: &str| {
+        std::fs::write(&table, edges).expect("written");
+        let table = table.to_str().expect("UTF-8");
+        let output = Command::new(env!("CARGO_BIN_EXE_ptflow"))
+            .args(["profile", table, "--check", program, "-o", "/dev/null"])
+            .output()
+            .expect("ptflow runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (status, verdict) = check(&edges);
+    assert_eq!(status, Some(0), "{verdict}");
+    assert!(verdict.contains(" records fit"), "{verdict}");
+    // A direct call led one byte further.
+    let call = edges.lines().find(|line| line.starts_with("call\t")).expect("a call");
+    let (start, counts) = call.split_at(call.match_indices('\t').nth(2).expect("a third tab").0);
+    let (image, to) = start.rsplit_once("0x").expect("an address");
+    let to = u64::from_str_radix(to, 16).expect("hex") + 1;
+    let (status, verdict) = check(&edges.replace(call, &format!("{image}{to:#x}{counts}")));
+    assert_eq!(status, Some(1), "{verdict}");
+    assert!(verdict.contains("records do not fit the binary, first branch "), "{verdict}");
+    assert!(verdict.contains("the branch goes elsewhere"), "{verdict}");
+}
+
 #[test]
 fn a_binary_is_chosen_by_path_or_build_id() {
     let profile =

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! B FROM TO COUNT MISPREDICTED     a branch was taken
-//! F START END COUNT                straight code from a branch's target to the next branch
+//! F START END COUNT                straight code from a branch's target, or from a branch not taken, to the next branch
 //! f START END COUNT                the same, entered by a return
 //! ```
 //!
@@ -13,6 +13,8 @@
 
 use crate::address::push_number;
 use crate::flow::{End, Flow};
+use crate::ranges::Entered;
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 /// Writes a profile, sorted: branches, then ranges.
@@ -32,13 +34,19 @@ pub fn write(out: &mut impl Write, flow: &Flow) -> io::Result<()> {
         line.push(b'\n');
         out.write_all(&line)?;
     }
+    let mut ranges: BTreeMap<(u64, u64, bool), u64> = BTreeMap::new();
     for (range, count) in &flow.ranges.counts {
+        let returned = range.entered == Entered::Return;
+        let sum = ranges.entry((range.start, range.end, returned)).or_default();
+        *sum = sum.saturating_add(*count);
+    }
+    for ((start, end, returned), count) in ranges {
         line.clear();
-        line.extend_from_slice(if range.returned { b"f " } else { b"F " });
-        push_end(&mut line, Some(range.start));
+        line.extend_from_slice(if returned { b"f " } else { b"F " });
+        push_end(&mut line, Some(start));
         line.push(b' ');
-        push_end(&mut line, Some(range.end));
-        push_count(&mut line, *count);
+        push_end(&mut line, Some(end));
+        push_count(&mut line, count);
         line.push(b'\n');
         out.write_all(&line)?;
     }

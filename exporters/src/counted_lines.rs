@@ -10,7 +10,7 @@
 //! `TextSampleReaderWriter`.)
 
 use crate::flow::Flow;
-use std::collections::BTreeMap;
+use ptflow_decoder::image::CodeImage;
 use std::io::{self, Write};
 
 /// What llvm-profgen calls any address outside the binary (`ExternalAddr` in its `PerfReader.h` is 1; a profile that says
@@ -21,8 +21,8 @@ const OUTSIDE: u64 = 0xffff_ffff_ffff_f001;
 ///
 /// # Errors
 /// Those of `out`.
-pub fn write_unsymbolized(out: &mut impl Write, flow: &Flow) -> io::Result<()> {
-    write_ranges(out, flow)?;
+pub fn write_unsymbolized(out: &mut impl Write, flow: &Flow, code: &CodeImage<'_>) -> io::Result<()> {
+    write_ranges(out, flow, code)?;
     // Where a call comes from matters not, only that the function was entered.
     let branches = flow
         .branches
@@ -35,8 +35,8 @@ pub fn write_unsymbolized(out: &mut impl Write, flow: &Flow) -> io::Result<()> {
 ///
 /// # Errors
 /// Those of `out`.
-pub fn write_autofdo(out: &mut impl Write, flow: &Flow) -> io::Result<()> {
-    write_ranges(out, flow)?;
+pub fn write_autofdo(out: &mut impl Write, flow: &Flow, code: &CodeImage<'_>) -> io::Result<()> {
+    write_ranges(out, flow, code)?;
     // Counts of single instructions follow from the ranges.
     out.write_all(b"0\n")?;
     let within =
@@ -44,12 +44,8 @@ pub fn write_autofdo(out: &mut impl Write, flow: &Flow) -> io::Result<()> {
     write_branches(out, within.collect())
 }
 
-fn write_ranges(out: &mut impl Write, flow: &Flow) -> io::Result<()> {
-    let mut ranges: BTreeMap<(u64, u64), u64> = BTreeMap::new();
-    for (range, count) in &flow.ranges.counts {
-        let sum = ranges.entry((range.start, range.end)).or_insert(0);
-        *sum = sum.saturating_add(*count);
-    }
+fn write_ranges(out: &mut impl Write, flow: &Flow, code: &CodeImage<'_>) -> io::Result<()> {
+    let ranges = flow.ranges.executed(code);
     writeln!(out, "{}", ranges.len())?;
     ranges.iter().try_for_each(|((start, end), count)| writeln!(out, "{start:x}-{end:x}:{count}"))
 }

@@ -15,15 +15,27 @@ use ptflow_decoder::profile::{CodeAddr, EdgeKind, EdgeRow};
 use ptflow_decoder::units::{ImageId, Svma};
 use std::collections::BTreeMap;
 
+/// How a range was entered.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Entered {
+    /// By a branch to its start, or by anything else that is no return.
+    Jump,
+    /// By a return to its start.
+    Return,
+    /// From its start, which another range ends with: by what a conditional branch let through, or what runs on from where
+    /// some of the flow was broken. Tools that follow the flow want to know the way from there.
+    Through,
+}
+
 /// Straight code from `start` to the instruction at `end`, which is the last one of it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct StraightRange {
-    /// Where it was entered; for what a conditional branch let through, the branch itself.
+    /// Where it was entered, or for [`Entered::Through`] the instruction before.
     pub start: u64,
     /// The next branch, or the last instruction before the flow was broken.
     pub end: u64,
-    /// Entered by a return.
-    pub returned: bool,
+    /// How it was entered.
+    pub entered: Entered,
 }
 
 /// The ranges of one binary.
@@ -108,15 +120,15 @@ pub fn derive(rows: &[EdgeRow], is_own: impl Fn(ImageId) -> bool, code: &CodeIma
         let (carry, jumped, returned) = (rest(carry), rest(point.jumped), rest(point.returned));
         let entered = jumped.saturating_add(point.resumed.saturating_sub(point.left));
         let end = ends.get(at).copied();
-        ranges.add(*at, end, false, entered);
-        ranges.add(*at, end, true, returned);
+        ranges.add(*at, end, Entered::Jump, entered);
+        ranges.add(*at, end, Entered::Return, returned);
         if point.deficit() > 0 {
             // The stretch was split in front of here. It goes on from the instruction before, so that the way from that
             // one to this one is counted.
-            ranges.add(from, end, false, carry);
+            ranges.add(from, end, Entered::Through, carry);
         }
         if point.is_branch {
-            ranges.add(*at, follow(&ends, *at), false, point.fell_through);
+            ranges.add(*at, follow(&ends, *at), Entered::Through, point.fell_through);
         }
         let on = match point.is_branch {
             true => point.fell_through,
@@ -132,7 +144,8 @@ pub fn derive(rows: &[EdgeRow], is_own: impl Fn(ImageId) -> bool, code: &CodeIma
 
 /// The ranges that the rows themselves tell, where windows on the flow were counted.
 ///
-/// They do not tell what entered a range. It counts as entered by a return where most of what came to its start did.
+/// They do not tell what entered a range: that is how most of what came to its start did, and what nothing came to was run
+/// through.
 pub fn counted(rows: &[EdgeRow], is_own: impl Fn(ImageId) -> bool) -> Ranges {
     let own =
         |addr: Option<CodeAddr>| addr.filter(|addr| addr.image.is_some_and(&is_own)).map(|addr| addr.addr);
@@ -146,14 +159,37 @@ pub fn counted(rows: &[EdgeRow], is_own: impl Fn(ImageId) -> bool) -> Ranges {
     let mut ranges = Ranges::default();
     for row in rows.iter().filter(|row| row.kind == EdgeKind::Range) {
         if let (Some(start), Some(end)) = (own(row.from), own(row.to)) {
-            let returned = entries.get(&start).is_some_and(|(returned, jumped)| returned > jumped);
-            ranges.add(start, Some(end), returned, row.taken);
+            let entered = match entries.get(&start) {
+                Some((returned, jumped)) if returned > jumped => Entered::Return,
+                Some(_) => Entered::Jump,
+                None => Entered::Through,
+            };
+            ranges.add(start, Some(end), entered, row.taken);
         }
     }
     ranges
 }
 
 impl Ranges {
+    /// What ran: first and last instruction, and how often. Each instruction is in it once for each time.
+    pub fn executed(&self, code: &CodeImage<'_>) -> BTreeMap<(u64, u64), u64> {
+        let mut executed = BTreeMap::new();
+        for (range, count) in &self.counts {
+            let start = match range.entered {
+                Entered::Jump | Entered::Return => Some(range.start),
+                Entered::Through => code
+                    .code_at(Svma(range.start))
+                    .and_then(|bytes| InsnStream::new(bytes, range.start, MODE).next())
+                    .map(|insn| insn.next()),
+            };
+            if let Some(start) = start.filter(|start| *start <= range.end) {
+                let sum: &mut u64 = executed.entry((start, range.end)).or_default();
+                *sum = sum.saturating_add(*count);
+            }
+        }
+        executed
+    }
+
     /// As rows of that image.
     pub fn rows(&self, image: ImageId) -> impl Iterator<Item = EdgeRow> {
         let addr = move |addr| Some(CodeAddr { image: Some(image), addr });
@@ -170,17 +206,17 @@ impl Ranges {
     /// Adds those of another source.
     pub fn sum(&mut self, other: Self) {
         for (range, count) in other.counts {
-            self.add(range.start, Some(range.end), range.returned, count);
+            self.add(range.start, Some(range.end), range.entered, count);
         }
         self.unexplained = self.unexplained.saturating_add(other.unexplained);
     }
 
-    fn add(&mut self, start: u64, end: Option<u64>, returned: bool, count: u64) {
+    fn add(&mut self, start: u64, end: Option<u64>, entered: Entered, count: u64) {
         match end {
             _ if count == 0 => {}
             None => self.unexplained = self.unexplained.saturating_add(count),
             Some(end) => {
-                let sum = self.counts.entry(StraightRange { start, end, returned }).or_insert(0);
+                let sum = self.counts.entry(StraightRange { start, end, entered }).or_insert(0);
                 *sum = sum.saturating_add(count);
             }
         }

@@ -11,6 +11,7 @@ pub mod attr;
 mod aux_samples;
 mod bytes;
 pub mod capture;
+pub mod dwarf;
 pub mod events;
 pub mod features;
 pub mod file;

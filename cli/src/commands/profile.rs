@@ -1,14 +1,17 @@
 //! `ptflow profile`.
 
 use crate::args::{EngineChoice, ProfileArgs, ProfileFormat, Usage};
+use crate::binary::Binary;
 use crate::load;
 use crate::report::Outcome;
+use crate::source_lines::DwarfLines;
 use crate::sources::Sources;
 use anyhow::{Context as _, bail};
 use ptflow_decoder::profile::EdgeKind;
 use ptflow_exporters::flow::Flow;
 use ptflow_exporters::output::Output;
-use ptflow_exporters::{bolt, counted_lines};
+use ptflow_exporters::sample_profile::SampleProfile;
+use ptflow_exporters::{bolt, check, counted_lines, llvm_extbinary, llvm_text};
 use std::io::{BufWriter, Write};
 use std::time::Instant;
 
@@ -28,9 +31,11 @@ pub fn run(args: &ProfileArgs) -> anyhow::Result<()> {
     let branches = branches.fold(0, u64::saturating_add);
     match args.format {
         ProfileFormat::Edges => edges(args, sources)?,
-        ProfileFormat::BoltPreaggregated | ProfileFormat::LlvmUnsymbolized | ProfileFormat::Gcc => {
-            of_binary(args, sources)?;
-        }
+        ProfileFormat::BoltPreaggregated
+        | ProfileFormat::Llvm
+        | ProfileFormat::LlvmExtbinary
+        | ProfileFormat::LlvmUnsymbolized
+        | ProfileFormat::Gcc => of_binary(args, sources)?,
     }
     Outcome {
         bytes_in,
@@ -48,7 +53,16 @@ fn is_branch(kind: EdgeKind) -> bool {
     !matches!(kind, EdgeKind::Async | EdgeKind::Resume | EdgeKind::Range | EdgeKind::Syscall | EdgeKind::Far)
 }
 
-fn edges(args: &ProfileArgs, sources: Sources) -> anyhow::Result<()> {
+fn edges(args: &ProfileArgs, mut sources: Sources) -> anyhow::Result<()> {
+    if let Some(path) = &args.check {
+        let binary = Binary::open(path)?;
+        let own = sources.table.image(&binary.name);
+        let flow = sources.flow(&binary, own);
+        if flow.is_empty() {
+            bail!("nothing of {} ran: no image of the profile has its build id", path.display());
+        }
+        check(args, &flow, &binary, sources.table.sampled().is_empty())?;
+    }
     let table = sources.into_table();
     let rows = if table.exact().is_empty() { table.sampled() } else { table.exact() };
     write(args, |out| ptflow_exporters::edges::write(out, rows, &table))
@@ -57,8 +71,7 @@ fn edges(args: &ProfileArgs, sources: Sources) -> anyhow::Result<()> {
 fn of_binary(args: &ProfileArgs, mut sources: Sources) -> anyhow::Result<()> {
     let binary = sources.binary.take().context("the format is of one binary")?;
     let own = sources.table.image(&binary.name);
-    let mut flow = Flow::new(sources.table.exact(), |image| image == own, &binary.code());
-    flow.sum(Flow::sampled(sources.table.sampled(), |image| image == own));
+    let flow = sources.flow(&binary, own);
     if flow.is_empty() {
         bail!("no code of {} ran in the trace; see what did: ptflow profile", binary.name);
     }
@@ -66,11 +79,45 @@ fn of_binary(args: &ProfileArgs, mut sources: Sources) -> anyhow::Result<()> {
         let times = flow.unexplained();
         eprintln!("ptflow: flow was cut off by losses {times} times; what it ran just before is not counted");
     }
-    write(args, |out| match args.format {
-        ProfileFormat::LlvmUnsymbolized => counted_lines::write_unsymbolized(out, &flow),
-        ProfileFormat::Gcc => counted_lines::write_autofdo(out, &flow),
-        ProfileFormat::Edges | ProfileFormat::BoltPreaggregated => bolt::write(out, &flow),
-    })
+    let code = binary.code();
+    match args.format {
+        ProfileFormat::Llvm | ProfileFormat::LlvmExtbinary => {
+            let lines = DwarfLines::read(binary.bytes());
+            if lines.map.is_empty() {
+                bail!(
+                    "{} has no line tables; build it with -g (clang: -fdebug-info-for-profiling)",
+                    binary.name
+                );
+            }
+            let samples = SampleProfile::new(&flow, &code, &lines);
+            match args.format {
+                ProfileFormat::Llvm => write(args, |out| llvm_text::write(out, &samples))?,
+                _ => write(args, |out| llvm_extbinary::write(out, &samples))?,
+            }
+        }
+        ProfileFormat::LlvmUnsymbolized => {
+            write(args, |out| counted_lines::write_unsymbolized(out, &flow, &code))?;
+        }
+        ProfileFormat::Gcc => write(args, |out| counted_lines::write_autofdo(out, &flow, &code))?,
+        ProfileFormat::Edges | ProfileFormat::BoltPreaggregated => {
+            write(args, |out| bolt::write(out, &flow))?
+        }
+    }
+    let is_exact = sources.table.sampled().is_empty();
+    check(args, &flow, &binary, is_exact)
+}
+
+/// Says in one line whether the profile fits; to the binary that is to be checked against, it must.
+fn check(args: &ProfileArgs, flow: &Flow, binary: &Binary, is_exact: bool) -> anyhow::Result<()> {
+    let other = args.check.as_ref().map(|path| Binary::open(path)).transpose()?;
+    let verdict = check::check(flow, &other.as_ref().unwrap_or(binary).code(), is_exact);
+    match &args.check {
+        Some(path) if !verdict.fits() => bail!("{}: {verdict}", path.display()),
+        _ if args.common.quiet => {}
+        Some(path) => eprintln!("ptflow: {}: {verdict}", path.display()),
+        None => eprintln!("ptflow: {verdict}"),
+    }
+    Ok(())
 }
 
 fn write(
