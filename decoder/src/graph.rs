@@ -150,7 +150,8 @@ pub struct Graph {
     /// Where the [`Exit::Cross`]es met so far lead, in the space at hand.
     crossings: FxHashMap<NodeId, NodeId>,
     pub(crate) memo: memo::Memo,
-    /// Numbers of the spaces met so far, by where they lie in memory: they outlive the graph's work.
+    /// Numbers of the spaces met so far, by where they lie in memory: they outlive the graph's work. Windows are of one
+    /// space, and are good again when it comes back.
     spaces: FxHashMap<usize, u32>,
     /// The number of the space at hand.
     pub(crate) space: u32,
@@ -279,7 +280,7 @@ impl Graph {
             return;
         }
         self.space = number;
-        self.placements.forget_space();
+        self.placements.enter_space(number);
         self.crossings.clear();
         self.ip_cache.fill((u64::MAX, NOWHERE));
     }

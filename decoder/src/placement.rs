@@ -33,20 +33,43 @@ pub(crate) struct Placements {
     /// Several where an image is mapped more than once in one space.
     by_parts: FxHashMap<(ImageId, Parts), Vec<PlacementId>>,
     /// Of the space at hand.
-    here: FxHashMap<(ImageId, u64), PlacementId>,
+    here: Here,
+    /// The number of the space at hand.
+    space: u32,
+    /// Of the other spaces, by their numbers: who comes back finds everything as it was, as what was learned of the space
+    /// expects.
+    others: FxHashMap<u32, Here>,
 }
+
+/// Image and bias to placement, in one space.
+type Here = FxHashMap<(ImageId, u64), PlacementId>;
 
 impl Placements {
     pub fn new() -> Self {
         let unplaced = Placement { image: ImageId(u32::MAX), parts: Parts::new(), bias: None };
-        Self { all: vec![unplaced], by_parts: FxHashMap::default(), here: FxHashMap::default() }
+        Self {
+            all: vec![unplaced],
+            by_parts: FxHashMap::default(),
+            here: Here::default(),
+            space: 0,
+            others: FxHashMap::default(),
+        }
     }
 
-    /// Another space comes.
-    pub fn forget_space(&mut self) {
-        for (_, id) in self.here.drain() {
+    /// Another space comes, or the same.
+    pub fn enter_space(&mut self, number: u32) {
+        if number == self.space {
+            return;
+        }
+        for id in self.here.values() {
             self.all[id.0 as usize].bias = None;
         }
+        let next = self.others.remove(&number).unwrap_or_default();
+        for (&(_, bias), id) in &next {
+            self.all[id.0 as usize].bias = Some(bias);
+        }
+        let left = std::mem::replace(&mut self.here, next);
+        self.others.insert(std::mem::replace(&mut self.space, number), left);
     }
 
     /// The placement that a mapping belongs to.
@@ -111,9 +134,11 @@ mod tests {
     #[test]
     fn processes_share_what_lies_alike() {
         let mut placements = Placements::new();
+        let mut number = 0;
         let mut place = |maps: &[Mapping], at: u64| {
             let space = AddressSpace::new(maps.iter().copied());
-            placements.forget_space();
+            number += 1;
+            placements.enter_space(number);
             let id = placements.of(&space, space.find(Ip(at)).expect("it is mapped"));
             (id, placements.ip(id, Svma(0x10)))
         };
@@ -126,6 +151,23 @@ mod tests {
         let patched = [mapping(0x1000, 0x3000, 7, 0), mapping(0x1100, 0x1105, 8, 0)];
         assert_ne!(place(&patched, 0x1500).0, alone);
         assert_ne!(place(&[mapping(0x1000, 0x3000, 9, 0)], 0x1500).0, alone);
+    }
+
+    #[test]
+    fn who_comes_back_finds_all_as_it_was() {
+        let twice = AddressSpace::new([mapping(0x1000, 0x3000, 7, 0), mapping(0x5000, 0x7000, 7, 0)]);
+        let once = AddressSpace::new([mapping(0x9000, 0xb000, 7, 0)]);
+        let mut placements = Placements::new();
+        let mut of = |number, space: &AddressSpace, ip| {
+            placements.enter_space(number);
+            placements.of(space, space.find(Ip(ip)).expect("it is mapped"))
+        };
+        let (low, high) = (of(1, &twice, 0x1000), of(1, &twice, 0x5000));
+        assert_eq!(of(2, &once, 0x9000), low);
+        assert_eq!((of(1, &twice, 0x5000), of(1, &twice, 0x1000)), (high, low));
+        of(2, &once, 0x9000);
+        placements.enter_space(1);
+        assert_eq!(placements.ip(high, Svma(4)), Some(Ip(0x5004)));
     }
 
     #[test]
