@@ -41,10 +41,10 @@ pub fn write(out: &mut impl Write, profile: &SampleProfile<'_>) -> io::Result<()
         push_samples(&mut profiles, name, samples, &names);
     }
     let sections = [
-        (section::SUMMARY, Summary::of(profile).bytes()),
-        (section::NAMES, names.bytes()),
-        (section::FUNCTION_OFFSETS, offsets),
-        (section::PROFILES, profiles),
+        (section::SUMMARY, 0, Summary::of(profile).bytes()),
+        (section::NAMES, names.flags(), names.bytes()),
+        (section::FUNCTION_OFFSETS, 0, offsets),
+        (section::PROFILES, 0, profiles),
     ];
     let mut head = Vec::new();
     uleb(&mut head, MAGIC);
@@ -52,13 +52,13 @@ pub fn write(out: &mut impl Write, profile: &SampleProfile<'_>) -> io::Result<()
     head.extend((sections.len() as u64).to_le_bytes());
     const HEADER: usize = 4 * size_of::<u64>();
     let mut offset = (head.len() + sections.len() * HEADER) as u64;
-    for (kind, bytes) in &sections {
+    for (kind, flags, bytes) in &sections {
         let len = bytes.len() as u64;
-        [*kind, 0, offset, len].into_iter().for_each(|word| head.extend(word.to_le_bytes()));
+        [*kind, *flags, offset, len].into_iter().for_each(|word| head.extend(word.to_le_bytes()));
         offset += len;
     }
     out.write_all(&head)?;
-    sections.iter().try_for_each(|(_, bytes)| out.write_all(bytes))
+    sections.iter().try_for_each(|(.., bytes)| out.write_all(bytes))
 }
 
 fn push_samples(out: &mut Vec<u8>, name: &str, samples: &FunctionSamples<'_>, names: &Names<'_>) {
@@ -102,6 +102,13 @@ impl<'n> Names<'n> {
 
     fn index(&self, name: &str) -> u64 {
         self.0.get(name).copied().unwrap_or(0)
+    }
+
+    /// The compiler drops `.__uniq.N` (`-funique-internal-linkage-names`) from its own names unless it is told that the
+    /// profile has it: then no static function finds its profile.
+    fn flags(&self) -> u64 {
+        const UNIQUE_SUFFIX: u64 = 1 << 2 << 32;
+        if self.0.keys().any(|name| name.contains(".__uniq.")) { UNIQUE_SUFFIX } else { 0 }
     }
 
     fn bytes(&self) -> Vec<u8> {

@@ -5,7 +5,7 @@ use ptflow_bench_traces::options::PtOptions;
 use ptflow_bench_traces::order::{self, Way};
 use ptflow_bench_traces::recorder::{Counts, PLUGIN, Recorder};
 use ptflow_decoder::image::AddressSpaces;
-use ptflow_decoder::profile::CodeAddr;
+use ptflow_decoder::profile::{CodeAddr, EdgeRow};
 use ptflow_decoder::run::{Options, count};
 use ptflow_decoder::units::Svma;
 use ptflow_decoder::walk::{Context, Engine};
@@ -175,6 +175,27 @@ impl Recording {
             })?;
         }
         ensure(found.is_empty(), || format!("invented: {found:?}"))
+    }
+
+    /// Decodes, and hands over the code, where it was mapped, and the edges.
+    pub fn rows<T>(&self, then: impl FnOnce(&ImageStore, &AddressSpaces, &[EdgeRow]) -> T) -> T {
+        let file = PerfFile::open(&self.path("perf.data")).expect("our own file");
+        let capture = Capture::read(&file).expect("our own file");
+        let store = ImageStore::load(&capture, &ImageSearch::default());
+        let images = store.images();
+        let spaces = store.address_spaces(capture.streams[0].pid.expect("a process"));
+        let context = |stream| Context {
+            stream,
+            images: &images,
+            spaces: &spaces,
+            config: &capture.config,
+            owners: &[],
+        };
+        let contexts: Vec<Context<'_, '_>> =
+            capture.streams.iter().map(|stream| context(&stream.trace)).collect();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
+        let options = Options { pool: &pool, engine: Engine::Fast, unit_bytes: 1 << 20, progress: &|_| {} };
+        then(&store, &spaces, &count(&contexts, &options).rows)
     }
 
     fn decode(&self, engine: Engine, threads: usize, unit_bytes: usize) -> Result<(String, u64), String> {
