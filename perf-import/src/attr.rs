@@ -45,6 +45,7 @@ pub mod read_format {
 /// The flag word's bits that matter here.
 pub mod flag {
     #![allow(missing_docs, reason = "the kernel's names")]
+    pub const INHERIT: u64 = 1 << 1;
     pub const EXCLUDE_USER: u64 = 1 << 4;
     pub const EXCLUDE_KERNEL: u64 = 1 << 5;
     pub const MMAP: u64 = 1 << 8;

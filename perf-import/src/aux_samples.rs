@@ -100,7 +100,7 @@ impl<'m> AuxSamples<'m> {
                 let break_before = Some(if from.0 == 0 { Break::Start } else { Break::Snapshot });
                 pieces.push(Piece { offset: from, bytes: sample.bytes, break_before, reference });
                 if let (Some(cpu), Some(tid)) = (cpu, sample.tid) {
-                    taken.push(Taken { cpu, from, end: AuxOffset(offset), tid, whole: true });
+                    taken.push(Taken { cpu, from, end: AuxOffset(offset), tid, whole: true, stops: false });
                 }
             }
             streams.push(PtStream { idx, cpu, tid, pid: None, trace: TraceStream { pieces } });

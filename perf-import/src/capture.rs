@@ -1,6 +1,6 @@
 //! A capture: all that a perf.data says, but the code.
 
-use crate::attr::{TRACEPOINT, sample_type};
+use crate::attr::{TRACEPOINT, flag, sample_type};
 use crate::aux_samples::AuxSamples;
 use crate::events::Event;
 use crate::features::{self, BuildId, bit};
@@ -134,7 +134,10 @@ impl<'m> Capture<'m> {
         let event_config = event.map_or(0, |event| event.attr.config);
         let mut config = settings::config(&info, time_conv.as_ref(), event_config, machine.cpuid.as_deref());
         config.filters = settings::filters(&info.filter, &processes);
-        let (mut taken, stops) = (streams.taken(), streams.follows_threads());
+        // An event that threads inherit is theirs: it stops as they leave a CPU.
+        let inherited = event.is_some_and(|event| event.attr.flags & flag::INHERIT != 0);
+        let stops = streams.follows_threads() || aux_samples.len() > 0 && inherited;
+        let mut taken = streams.taken();
         let mut streams = streams.finish();
         let first = streams.last().map_or(0, |last| last.idx.saturating_add(1));
         let sampled = aux_samples.len();

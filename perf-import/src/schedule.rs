@@ -56,8 +56,10 @@ pub(crate) struct Taken {
     pub end: AuxOffset,
     /// Who ran.
     pub tid: Tid,
-    /// Nobody else ran since its first byte: the tracer stops as the thread leaves.
+    /// Nobody else is known to have run since its first byte.
     pub whole: bool,
+    /// The tracer was stopped at its end.
+    pub stops: bool,
 }
 
 /// Puts the schedules together. `taken` tells who ran as trace was taken; the tracer `stops` at every switch, or not.
@@ -84,10 +86,12 @@ pub(crate) fn schedules(
             turns.push(Turn { since, thread });
         }
     }
-    for Taken { cpu, from, end, tid, whole } in taken {
+    for Taken { cpu, from, end, tid, whole, stops } in taken {
         let Some(thread) = threads.id(*tid) else { continue };
         let from = if *whole { *from } else { *end };
-        cpus.entry(*cpu).or_default().ends.push(RanUpTo { from, end: *end, thread });
+        let schedule = cpus.entry(*cpu).or_default();
+        schedule.ends_stop |= stops;
+        schedule.ends.push(RanUpTo { from, end: *end, thread });
     }
     for schedule in cpus.values_mut() {
         schedule.stops = stops;
@@ -168,6 +172,39 @@ mod tests {
         assert_eq!(turns(&schedules, 1), [(5, Some(20)), (50, None)]);
         assert_eq!(schedules.of(Cpu(2)).map(|_| ()), None);
         assert!(schedules.of(Cpu(0)).unwrap().turns.iter().all(|turn| turn.since < Tsc(100)));
+    }
+
+    /// What perf makes of real samples: it reads the layout that the kernel tells.
+    #[test]
+    fn tracepoints_of_this_kernel() {
+        let dir = tempfile::tempdir().unwrap();
+        let perf = |args: &[&str]| {
+            let output =
+                std::process::Command::new("perf").args(args).current_dir(dir.path()).output().ok()?;
+            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        let made = perf(&["record", "-q", "-a", "-e", "sched:sched_switch", "-o", "p", "sleep", "0.05"]);
+        let Some(text) = made.and_then(|_| perf(&["script", "-i", "p", "--ns", "-F", "time,trace"])) else {
+            println!("skipped: perf may not record sched:sched_switch here");
+            return;
+        };
+        let golden = text.lines().map(|line| {
+            let (time, rest) = line.trim().split_once(':').unwrap();
+            let (_, next) = rest.split_once("next_pid=").unwrap();
+            let next = next.split(' ').next().unwrap().parse().unwrap();
+            (time.replace('.', "").parse::<u64>().unwrap(), next)
+        });
+        let mut golden: Vec<(u64, u32)> = golden.collect();
+        let file = crate::PerfFile::open(&dir.path().join("p")).unwrap();
+        let ours = file.records().filter_map(|record| {
+            let (_, sample) = file.events().sample(&record)?;
+            Some((sample.time.unwrap().0, sched_switch(sample.raw.unwrap()).unwrap().0))
+        });
+        let mut ours: Vec<(u64, u32)> = ours.collect();
+        ours.sort_unstable();
+        golden.sort_unstable();
+        assert!(!ours.is_empty());
+        assert_eq!(ours, golden);
     }
 
     #[test]

@@ -129,7 +129,7 @@ impl<'m> StreamBuilder<'m> {
         let whole = self.follows_threads();
         let taken = |(aux, tid, cpu): &(Aux, Option<Tid>, Option<Cpu>)| {
             let (from, end) = (AuxOffset(aux.offset), AuxOffset(aux.end()));
-            Some(Taken { cpu: (*cpu)?, from, end, tid: (*tid)?, whole })
+            Some(Taken { cpu: (*cpu)?, from, end, tid: (*tid)?, whole, stops: true })
         };
         self.aux.iter().filter_map(taken).collect()
     }

@@ -214,12 +214,14 @@ impl<W: Write + Seek> PerfWriter<W> {
             flags,
             ..Attr::default()
         };
+        // Threads inherit the events of a command's buffers by CPU; a thread's own buffer is its own.
+        let inherit = if self.config.per_cpu { flag::INHERIT } else { 0 };
         let mut attrs = vec![
-            attr(PMU_TYPE, self.config.event_config, common),
+            attr(PMU_TYPE, self.config.event_config, common | inherit),
             attr(SOFTWARE, SOFTWARE_DUMMY, common | sideband),
         ];
         if let TraceForm::Samples(size) = self.config.form {
-            let sampling = attr(BRANCH_MISSES.0, BRANCH_MISSES.1, common);
+            let sampling = attr(BRANCH_MISSES.0, BRANCH_MISSES.1, common | inherit);
             let sample_type = SAMPLE_TYPE | st::AUX;
             attrs.push(Attr { sample_type, aux_sample_size: size, sample_period: 100_003, ..sampling });
         }

@@ -3,20 +3,31 @@
 mod kit;
 
 use kit::{Recording, compile, record};
-use ptflow_bench_traces::options::PtOptions;
+use ptflow_bench_traces::options::{PtOptions, machine};
+use ptflow_decoder::clock::Clock;
+use ptflow_decoder::config::PtConfig;
 use ptflow_decoder::image::AddressSpaces;
 use ptflow_decoder::jobs::calls::{CallStacks, CallSteps, FrameName, FrameSink};
 use ptflow_decoder::ledger::LossReason;
 use ptflow_decoder::owners::{Change, Owner, ThreadId, changes};
+use ptflow_decoder::packet::Packet;
 use ptflow_decoder::profile::CodeAddr;
+use ptflow_decoder::reader::{Position, Reader};
 use ptflow_decoder::run::{self, Options, count};
-use ptflow_decoder::units::{Ns, Svma};
+use ptflow_decoder::stream::TraceStream;
+use ptflow_decoder::units::{Ip, Ns, Svma, Tsc};
 use ptflow_decoder::walk::{Context, Engine};
 use ptflow_exporters::address::AddressNames;
+use ptflow_exporters::edges::{self, TextRow};
 use ptflow_perf_import::images::{ImageSearch, ImageStore};
+use ptflow_perf_import::process::SpaceEvent;
+use ptflow_perf_import::record::kind;
+use ptflow_perf_import::sideband::SwitchKind;
 use ptflow_perf_import::symbols::FunctionNames;
-use ptflow_perf_import::{Capture, PerfFile};
+use ptflow_perf_import::write::{PerfWriter, TraceForm, Who, WriterConfig};
+use ptflow_perf_import::{Capture, Cpu, PerfFile, Tid};
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 struct Runtime<'s>(&'s AddressSpaces);
 
@@ -32,7 +43,33 @@ impl AddressNames for Runtime<'_> {
 /// The edges of every thread, by engine, as the recorder writes them; and how often threads changed.
 fn check(recording: &Recording) -> usize {
     recording.explained();
-    let file = PerfFile::open(&recording.folder().join("perf.data")).expect("our own file");
+    let path = recording.folder().join("perf.data");
+    check_form(
+        recording,
+        &path,
+        |reason| panic!("{reason:?}"),
+        |tid, text, truth| {
+            if text != truth {
+                let difference = |a: &str, b: &str| {
+                    let known: std::collections::BTreeSet<&str> = b.lines().collect();
+                    let more: Vec<&str> = a.lines().filter(|line| !known.contains(line)).take(8).collect();
+                    more.join("\n")
+                };
+                let (ours, theirs) = (difference(text, truth), difference(truth, text));
+                panic!("thread {tid}; found:\n{ours}\ntruth:\n{theirs}");
+            }
+        },
+    )
+}
+
+/// The same of the recording in another form: what may be lost, and what to make of each thread's edges and the truth.
+fn check_form(
+    recording: &Recording,
+    path: &Path,
+    lost: impl Fn(LossReason),
+    mut compare: impl FnMut(Tid, &str, &str),
+) -> usize {
+    let file = PerfFile::open(path).expect("our own file");
     let capture = Capture::read(&file).expect("our own file");
     assert_eq!(capture.notes, [""; 0]);
     assert!(capture.streams.iter().all(|stream| stream.tid.is_none()));
@@ -80,20 +117,12 @@ fn check(recording: &Recording) -> usize {
                 .collect();
             let counts = count(&contexts, &Options { pool: &pool, engine, unit_bytes, progress: &|_| {} });
             for ledger in &counts.ledgers {
-                assert!(ledger.losses.is_empty(), "{tid}, {engine:?}: {:?}", ledger.losses);
+                ledger.losses.iter().for_each(|loss| lost(loss.reason));
             }
             let mut text = Vec::new();
-            ptflow_exporters::edges::write(&mut text, &counts.rows, &Runtime(&spaces)).expect("a Vec");
+            edges::write(&mut text, &counts.rows, &Runtime(&spaces)).expect("a Vec");
             let text = String::from_utf8(text).expect("text");
-            if text != truth {
-                let difference = |a: &str, b: &str| {
-                    let known: std::collections::BTreeSet<&str> = b.lines().collect();
-                    let more: Vec<&str> = a.lines().filter(|line| !known.contains(line)).take(8).collect();
-                    more.join("\n")
-                };
-                let (ours, theirs) = (difference(&text, &truth), difference(&truth, &text));
-                panic!("thread {tid}, {engine:?}, units of {unit_bytes}; found:\n{ours}\ntruth:\n{theirs}");
-            }
+            compare(tid, &text, &truth);
         }
         of_threads.push_str(&format!("{tid}: {} edges\n", truth.lines().count()));
     }
@@ -222,6 +251,132 @@ fn check_calls(recording: &Recording) {
     }
 }
 
+/// The same recording with SWITCH records only, as of a user who may not watch CPUs: nobody tells who comes next.
+fn with_plain_switches(recording: &Recording) -> PathBuf {
+    let path = recording.folder().join("perf.data");
+    let file = PerfFile::open(&path).expect("our own file");
+    let mut bytes = std::fs::read(&path).expect("our own file");
+    // Both kinds end with the trailer; what stands before it is of no meaning in a SWITCH.
+    let wide = file.records().filter(|record| record.kind == kind::SWITCH_CPU_WIDE);
+    let places: Vec<usize> = wide.map(|record| record.offset.0 as usize).collect();
+    assert!(places.len() > 100);
+    places.iter().for_each(|at| bytes[*at..at + 4].copy_from_slice(&kind::SWITCH.to_le_bytes()));
+    let path = recording.folder().join("switch.data");
+    std::fs::write(&path, bytes).expect("written");
+    path
+}
+
+/// The time at each packet of a stream that tells one, by offset.
+fn times(stream: &TraceStream<'_>, config: &PtConfig) -> Vec<(u64, Tsc)> {
+    let mut clock = Clock::new(config);
+    let mut reader = Reader::new(stream, Position { piece: 0, byte: 0 });
+    clock.set_reference(reader.reference());
+    let mut times = Vec::new();
+    while let Some(Ok((packet, len))) = reader.read() {
+        match packet {
+            Packet::Tsc { tsc } => clock.tsc(tsc, 0),
+            Packet::Tma { ctc, fast } => clock.tma(ctc, fast),
+            Packet::Mtc { ctc } => clock.mtc(ctc, 0),
+            _ => {}
+        }
+        times.extend(clock.now().map(|now| (reader.offset().0, now)));
+        reader.skip(len);
+    }
+    times
+}
+
+/// The same recording as AUX samples that overlap; each tells the thread that ran at its end, and nothing of those before.
+fn as_aux_samples(recording: &Recording) -> PathBuf {
+    const SIZE: usize = 24 << 10;
+    const STEP: usize = 11 << 10;
+    let path = recording.folder().join("perf.data");
+    let file = PerfFile::open(&path).expect("our own file");
+    let capture = Capture::read(&file).expect("our own file");
+    let config = WriterConfig {
+        cmdline: vec!["samples".to_owned()],
+        cpuid: machine::CPUID.to_owned(),
+        cpudesc: "software recorder (emulated)".to_owned(),
+        cpus: 64,
+        event_config: file.events().iter().next().expect("the event").attr.config,
+        time: machine::TIME,
+        tsc_ctc_ratio: machine::TSC_CTC_RATIO,
+        max_nonturbo_ratio: machine::TSC_RATIO,
+        per_cpu: true,
+        form: TraceForm::Samples(SIZE as u32),
+    };
+    let path = recording.folder().join("samples.data");
+    let mut w = PerfWriter::create(&path, config).expect("a file");
+    let (pid, process) = capture.processes.iter().next().expect("a process");
+    let begun = capture.time.expect("times").0;
+    let who = |tid: Tid, cpu, time| Who { pid, tid, cpu, time };
+    let main = who(Tid(pid.0), Cpu(0), begun);
+    w.comm(main, &process.comm, true).expect("written");
+    for event in &process.space {
+        let SpaceEvent::Map(range) = event else { continue };
+        let file = &capture.processes.files()[range.file.0 as usize];
+        w.mmap2(main, range.addr, range.len, range.pgoff, &file.path).expect("written");
+        w.build_id(pid, &file.path, file.build_id.as_deref().unwrap_or(&[]));
+    }
+    for (_, tid) in &capture.schedules.threads {
+        w.fork(main, pid, *tid).expect("written");
+    }
+    for switch in &capture.switches {
+        let (Some(cpu), Some((_, tid))) = (switch.cpu, switch.task) else { continue };
+        let who = who(tid, cpu, switch.time.0);
+        match switch.what {
+            SwitchKind::In { previous: Some(other) } => w.switch_cpu_wide(who, false, other),
+            SwitchKind::Out { next: Some(other), .. } => w.switch_cpu_wide(who, true, other),
+            SwitchKind::TraceStart => w.itrace_start(who),
+            _ => continue,
+        }
+        .expect("written");
+    }
+    for stream in &capture.streams {
+        let cpu = stream.cpu.expect("a CPU's");
+        let bytes: Vec<u8> = stream.trace.pieces.iter().flat_map(|piece| piece.bytes).copied().collect();
+        let times = times(&stream.trace, &capture.config);
+        let ends = &capture.schedules.of(cpu).expect("somebody ran").ends;
+        let mut end = 0;
+        while end < bytes.len() {
+            end = (end + STEP).min(bytes.len());
+            let ran = &ends[ends.partition_point(|ran| ran.end.0 < end as u64)];
+            let (_, tid) = capture.schedules.thread(ran.thread).expect("a thread");
+            let (_, now) = times[times.partition_point(|time| time.0 < end as u64) - 1];
+            let time = machine::TIME.to_ns(now).0;
+            let window = &bytes[end.saturating_sub(SIZE)..end];
+            w.aux_sample(who(tid, cpu, time), Ip(0x40_1000), window).expect("written");
+        }
+    }
+    w.finish().expect("written");
+    path
+}
+
+/// Every branch is found once. Whose the shortest turns were, no AUX record tells: threads that ran for less time than
+/// switch records are late may be taken for each other.
+fn check_aux_samples(recording: &Recording) {
+    let sums = |table: &str| -> BTreeMap<String, u64> {
+        let rows = edges::read(table.as_bytes()).expect("an edge table");
+        let name = |row: &TextRow| format!("{:?} {:?} {:?}", row.kind, row.from, row.to);
+        rows.iter().map(|row| (name(row), row.taken + row.not_taken)).collect()
+    };
+    let (mut all, mut true_all) = (BTreeMap::new(), BTreeMap::new());
+    let (mut wrong, mut right) = (0, 0);
+    let lost = |reason| assert_eq!(reason, LossReason::Overlap);
+    check_form(recording, &as_aux_samples(recording), lost, |_, text, truth| {
+        let (found, truth) = (sums(text), sums(truth));
+        for (name, count) in &truth {
+            let found = found.get(name).copied().unwrap_or(0);
+            right += found.min(*count);
+            wrong += count.saturating_sub(found);
+            *true_all.entry(name.clone()).or_insert(0) += count;
+        }
+        found.into_iter().for_each(|(name, count)| *all.entry(name).or_insert(0) += count);
+    });
+    assert!(all == true_all, "some branches were not found, or found twice");
+    println!("AUX samples: {right} branches found with their thread, {wrong} with another");
+    assert!(wrong * 50 < right, "{wrong} branches are another thread's, {right} are right");
+}
+
 #[test]
 fn four_threads_on_two_cpus() {
     let program = compile("sharing.c", &[]);
@@ -237,6 +392,18 @@ fn four_threads_on_two_cpus() {
         let changes = check(&recording);
         check_calls(&recording);
         assert!(changes > 100, "{changes} changes are no sharing");
+        if options == base {
+            let path = with_plain_switches(&recording);
+            check_form(
+                &recording,
+                &path,
+                |reason| panic!("{reason:?}"),
+                |tid, text, truth| {
+                    assert!(text == truth, "thread {tid}, by SWITCH records");
+                },
+            );
+            check_aux_samples(&recording);
+        }
     }
 }
 

@@ -48,6 +48,8 @@ const OTHER: u64 = 4_000;
 const NO_REASON: u64 = 1_000;
 /// A switch, but tracing was not stopped for it.
 const NO_STOP: u64 = 1_000;
+/// Either, where no AUX records tell who ran: then nothing else speaks against putting two late switches into one pause.
+const NO_RESTART: u64 = 4_000;
 /// The record is not from within the pause; more, the later it is.
 const LATE: u64 = 300;
 const LATER: u64 = 500;
@@ -76,7 +78,7 @@ struct Chain {
 pub(super) struct Matching<'s> {
     turns: &'s [Turn],
     stops: bool,
-    has_ends: bool,
+    ends_stop: bool,
     latest: u64,
     slack: u64,
     given_up: u64,
@@ -88,7 +90,7 @@ impl<'s> Matching<'s> {
         Self {
             turns: &schedule.turns,
             stops: schedule.stops,
-            has_ends: !schedule.ends.is_empty(),
+            ends_stop: schedule.ends_stop && !schedule.ends.is_empty(),
             latest: LATEST.ticks(config),
             slack: SLACK.ticks(config),
             given_up: GIVEN_UP.ticks(config),
@@ -127,7 +129,7 @@ impl<'s> Matching<'s> {
         let least = if pause.ends { least } else { most };
         // The kernel stops the tracer and ends the AUX record; where no such records are known, there is a TSC packet at
         // least, as there is when a core wakes up.
-        let stopped = pause.ran.is_some() || !self.has_ends && pause.restarted;
+        let stopped = if self.ends_stop { pause.ran.is_some() } else { pause.restarted };
         let mut next: Vec<Way> = Vec::with_capacity(self.ways.len() + 2);
         for way in &self.ways {
             let mut cost = way.cost;
@@ -137,11 +139,12 @@ impl<'s> Matching<'s> {
             let mut put = way.put;
             loop {
                 let mut total = cost;
-                if self.stops {
+                if self.stops && !pause.broken {
                     total += match (put == way.put, stopped) {
-                        (true, true) => NO_REASON,
-                        (false, false) => NO_STOP,
-                        _ => 0,
+                        (switched, stopped) if switched != stopped => 0,
+                        _ if !self.ends_stop => NO_RESTART,
+                        (true, _) => NO_REASON,
+                        (false, _) => NO_STOP,
                     };
                 }
                 if pause.ends && self.runs(put).is_none() {

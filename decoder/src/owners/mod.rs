@@ -55,6 +55,8 @@ pub struct Schedule {
     pub turns: Vec<Turn>,
     /// In stream order.
     pub ends: Vec<RanUpTo>,
+    /// The tracer was stopped at each of them: they are AUX records' ends, and all of them.
+    pub ends_stop: bool,
     /// The tracer stops at every switch and starts anew, as for events of threads; else it runs through, as for events
     /// of CPUs.
     pub stops: bool,

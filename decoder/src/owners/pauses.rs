@@ -20,8 +20,10 @@ pub(super) struct Pause {
     pub after: Option<Tsc>,
     /// It ended before this time.
     pub before: Option<Tsc>,
-    /// Tracing was started anew in it, or bytes are missing.
+    /// Tracing was started anew in it.
     pub restarted: bool,
+    /// Bytes are missing in it: what else there was is not known.
+    pub broken: bool,
     /// Who ran before, where the kernel ended an AUX record in it.
     pub ran: Option<ThreadId>,
     /// User code goes on behind it; the last one is the stream's end.
@@ -34,6 +36,7 @@ struct Open {
     from: AuxOffset,
     after: Option<Tsc>,
     restarted: bool,
+    broken: bool,
 }
 
 /// Hands over the pauses in stream order.
@@ -60,7 +63,7 @@ pub(super) fn find(
         clock: Clock::new(config),
         time: None,
         last_ip: LastIp(0),
-        open: Some(Open { from: AuxOffset(0), after: None, restarted: true }),
+        open: Some(Open { from: AuxOffset(0), after: None, restarted: true, broken: false }),
         ended: Vec::new(),
         psb: None,
     };
@@ -129,8 +132,8 @@ impl Scan<'_> {
     /// Bytes are missing.
     fn breaks(&mut self, at: AuxOffset) {
         let after = self.time;
-        let open = self.open.get_or_insert(Open { from: at, after, restarted: true });
-        open.restarted = true;
+        let open = self.open.get_or_insert(Open { from: at, after, restarted: true, broken: true });
+        (open.restarted, open.broken) = (true, true);
         self.psb = None;
         self.clock = self.new_clock();
     }
@@ -243,7 +246,7 @@ impl Scan<'_> {
     /// User code stops here.
     fn pause(&mut self, at: AuxOffset) {
         let after = self.time;
-        self.open.get_or_insert(Open { from: at, after, restarted: false });
+        self.open.get_or_insert(Open { from: at, after, restarted: false, broken: false });
     }
 
     /// Control is at an address.
@@ -256,10 +259,10 @@ impl Scan<'_> {
         self.ended.push(pause);
     }
 
-    fn pause_to(&self, Open { from, after, restarted }: Open, at: AuxOffset) -> Pause {
+    fn pause_to(&self, Open { from, after, restarted, broken }: Open, at: AuxOffset) -> Pause {
         let first = self.ends.partition_point(|end| end.end < from);
         let ran = self.ends.get(first).filter(|end| end.end <= at).map(|end| end.thread);
-        Pause { at, after, before: None, restarted, ran, ends: true }
+        Pause { at, after, before: None, restarted, broken, ran, ends: true }
     }
 
     fn finish(mut self) {
@@ -267,7 +270,7 @@ impl Scan<'_> {
             (self.take)(pause);
         }
         let end = AuxOffset(u64::MAX);
-        let open = self.open.unwrap_or(Open { from: end, after: self.time, restarted: false });
+        let open = self.open.unwrap_or(Open { from: end, after: self.time, restarted: false, broken: false });
         let last = self.pause_to(open, end);
         (self.take)(Pause { ends: false, restarted: false, ..last });
     }

@@ -103,6 +103,7 @@ impl Cpu {
     fn end(&mut self, thread: u32) {
         let end = AuxOffset(self.bytes.len() as u64);
         let from = self.schedule.ends.last().map_or(AuxOffset(0), |last| last.end);
+        self.schedule.ends_stop = true;
         self.schedule.ends.push(RanUpTo { from, end, thread: ThreadId(thread) });
     }
 
