@@ -1,6 +1,7 @@
 //! A capture's call stacks: whose they are, and the run that folds them.
 
 use crate::load::{self, Loaded};
+use crate::unknown_code::{self, UnknownCosts};
 use ptflow_decoder::image::Images;
 use ptflow_decoder::jobs::calls::{CallStacks, CallSteps, FrameSink};
 use ptflow_decoder::ledger::Ledger;
@@ -43,6 +44,8 @@ pub struct Folded<S> {
     pub sink: S,
     /// What became of the bytes, by stream.
     pub ledgers: Vec<Ledger>,
+    /// What code without an image cost.
+    pub unknown: UnknownCosts,
     /// Instructions in all.
     pub instructions: u64,
     /// Units of work.
@@ -52,8 +55,8 @@ pub struct Folded<S> {
 impl<S> Folded<S> {
     /// The same with another sink.
     pub fn map<T>(self, with: impl FnOnce(S) -> T) -> Folded<T> {
-        let Self { sink, ledgers, instructions, units } = self;
-        Folded { sink: with(sink), ledgers, instructions, units }
+        let Self { sink, ledgers, unknown, instructions, units } = self;
+        Folded { sink: with(sink), ledgers, unknown, instructions, units }
     }
 }
 
@@ -88,7 +91,8 @@ pub fn fold<S: FrameSink>(
             stacks.take_shared(unit, &steps, &result, stack, horizon)
         })
     }?;
-    Ok(Folded { sink: stacks.finish()?, ledgers, instructions, units })
+    let unknown = unknown_code::costs(&loaded.store, &contexts, &ledgers);
+    Ok(Folded { sink: stacks.finish()?, ledgers, unknown, instructions, units })
 }
 
 fn new_steps(_: &Unit) -> CallSteps {

@@ -18,6 +18,7 @@ mod progress;
 mod report;
 mod source_lines;
 mod sources;
+mod unknown_code;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -1,5 +1,6 @@
 //! The run's ledger: what became of every byte of trace, for people and for scripts.
 
+use crate::unknown_code::{Cost, UnknownCode, UnknownCosts};
 use anyhow::Context as _;
 use ptflow_decoder::ledger::Ledger;
 use serde::Serialize;
@@ -8,10 +9,12 @@ use std::time::Instant;
 
 /// `--report`: the run in figures.
 #[derive(Serialize, Debug)]
-pub struct Report {
+pub struct Report<'a> {
     pt_bytes_in: u64,
     pt_bytes_decoded: u64,
     lost: Vec<Lost>,
+    /// The code that `no_image` losses were in.
+    no_image: Vec<NoImage<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     branches: Option<u64>,
     instructions: u64,
@@ -34,6 +37,14 @@ struct Lost {
 }
 
 #[derive(Serialize, Debug)]
+struct NoImage<'a> {
+    #[serde(flatten)]
+    code: &'a UnknownCode,
+    #[serde(flatten)]
+    cost: Cost,
+}
+
+#[derive(Serialize, Debug)]
 struct Seconds {
     total: f64,
     cpu: f64,
@@ -47,6 +58,8 @@ pub struct Outcome<'a> {
     pub ledgers: &'a [Ledger],
     /// The streams' names.
     pub streams: &'a [String],
+    /// What code without an image cost.
+    pub unknown: &'a UnknownCosts,
     /// Branches, where they were counted.
     pub branches: Option<u64>,
     /// Instructions.
@@ -68,6 +81,7 @@ impl Outcome<'_> {
             pt_bytes_in: self.bytes_in,
             pt_bytes_decoded: self.ledgers.iter().map(|ledger| ledger.decoded).sum(),
             lost: self.lost(),
+            no_image: self.unknown.iter().map(|(code, cost)| NoImage { code, cost: *cost }).collect(),
             branches: self.branches,
             instructions: self.instructions,
             segments: self.segments,
@@ -106,10 +120,20 @@ impl Outcome<'_> {
             *count += 1;
             *bytes += loss.bytes;
         }
-        for (reason, (count, bytes)) in by_reason {
+        let cost = |count: u64, bytes: u64| {
             let share = 100.0 * bytes as f64 / self.bytes_in.max(1) as f64;
             let times = if count == 1 { "once".to_owned() } else { format!("{count} times") };
-            eprintln!("ptflow: lost: {} {times}, {bytes} bytes of trace ({share:.2} %)", reason.name());
+            format!("{times}, {bytes} bytes of trace ({share:.2} %)")
+        };
+        for (reason, (count, bytes)) in by_reason {
+            eprintln!("ptflow: lost: {} {}", reason.name(), cost(count, bytes));
+        }
+        /// So many are named one by one.
+        const MOST: usize = 8;
+        let mut unknown: Vec<_> = self.unknown.iter().collect();
+        unknown.sort_by_key(|(_, cost)| std::cmp::Reverse(cost.bytes));
+        for (UnknownCode { image, why }, Cost { bytes, count }) in unknown.into_iter().take(MOST) {
+            eprintln!("ptflow: lost: no_image: {image}, {why}: {}", cost(*count, *bytes));
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::args::{Addresses, Common, EngineChoice, ProfileArgs, ProfileFormat, U
 use crate::binary::Binary;
 use crate::load::{self, Loaded};
 use crate::progress::Progress;
+use crate::unknown_code::{self, UnknownCosts};
 use anyhow::{Context as _, bail};
 use ptflow_decoder::image::AddressSpaces;
 use ptflow_decoder::ledger::Ledger;
@@ -36,6 +37,8 @@ pub struct Sources {
     pub ledgers: Vec<Ledger>,
     /// The streams' names.
     pub streams: Vec<String>,
+    /// What code without an image cost.
+    pub unknown: UnknownCosts,
     /// Instructions of traces.
     pub instructions: u64,
     /// Units of work.
@@ -122,6 +125,10 @@ impl Sources {
         let add = |bytes| progress.add(bytes);
         let counts = run::count(&contexts, &load::options(pool, engine, &add));
         self.bytes += loaded.bytes();
+        for (code, cost) in unknown_code::costs(&loaded.store, &contexts, &counts.ledgers) {
+            let sum = self.unknown.entry(code).or_default();
+            (sum.bytes, sum.count) = (sum.bytes + cost.bytes, sum.count + cost.count);
+        }
         self.ledgers.extend(counts.ledgers);
         self.streams.extend(loaded.stream_names());
         self.instructions += counts.instructions;

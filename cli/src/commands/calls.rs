@@ -86,6 +86,7 @@ pub fn run(args: &CallsArgs) -> anyhow::Result<()> {
         bytes_in: loaded.bytes(),
         ledgers: &folded.ledgers,
         streams: &loaded.stream_names(),
+        unknown: &folded.unknown,
         branches: None,
         instructions: folded.instructions,
         segments: folded.units,

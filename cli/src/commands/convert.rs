@@ -62,6 +62,7 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
         bytes_in: loaded.bytes(),
         ledgers: &folded.ledgers,
         streams: &loaded.stream_names(),
+        unknown: &folded.unknown,
         branches: None,
         instructions: folded.instructions,
         segments: folded.units,

@@ -25,6 +25,7 @@ pub fn run(args: &ProfileArgs) -> anyhow::Result<()> {
     let pool = load::pool(&args.common)?;
     let mut sources = Sources::read(args, &pool)?;
     let (ledgers, streams) = (std::mem::take(&mut sources.ledgers), std::mem::take(&mut sources.streams));
+    let unknown = std::mem::take(&mut sources.unknown);
     let (bytes_in, instructions, segments) = (sources.bytes, sources.instructions, sources.units);
     let rows = sources.table.exact().iter().chain(sources.table.sampled());
     let branches = rows.filter(|row| is_branch(row.kind)).map(|row| row.taken.saturating_add(row.not_taken));
@@ -41,6 +42,7 @@ pub fn run(args: &ProfileArgs) -> anyhow::Result<()> {
         bytes_in,
         ledgers: &ledgers,
         streams: &streams,
+        unknown: &unknown,
         branches: Some(branches),
         instructions,
         segments,
