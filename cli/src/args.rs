@@ -86,6 +86,35 @@ pub struct ConvertArgs {
     /// Where to; the name says the format; `-` is standard output, as text
     #[arg(short, long, value_name = "OUT")]
     pub output: PathBuf,
+    /// Slices at most: the shortest calls are folded into their callers; 0 = all [default: 2000000, which viewers bear
+    /// well; all in text]
+    #[arg(long, value_name = "N")]
+    pub max_slices: Option<u64>,
+    /// All calls, however many: --max-slices 0
+    #[arg(long, conflicts_with = "max_slices")]
+    pub full: bool,
+    /// Fold calls that took less time (300ns, 2us, 1.5ms)
+    #[arg(long, value_name = "D", value_parser = nanoseconds)]
+    pub min_duration: Option<u64>,
+    /// Fold calls deeper than N levels of a stack
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_depth: Option<u32>,
+}
+
+/// A duration: a number with its unit.
+fn nanoseconds(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text}: a number and its unit are needed: ns, us, ms or s");
+    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).ok_or_else(wrong)?;
+    let (number, unit) = text.split_at(unit_at);
+    let ns_per_unit = match unit {
+        "ns" => 1.0,
+        "us" => 1e3,
+        "ms" => 1e6,
+        "s" => 1e9,
+        _ => return Err(wrong()),
+    };
+    let ns = number.trim().parse::<f64>().map_err(|_| wrong())? * ns_per_unit;
+    if ns.is_finite() && ns >= 0.0 { Ok(ns.round() as u64) } else { Err(wrong()) }
 }
 
 #[derive(ClapArgs, Debug)]

@@ -3,6 +3,7 @@
 use crate::unknown_code::{Cost, UnknownCode, UnknownCosts};
 use anyhow::Context as _;
 use ptflow_decoder::ledger::Ledger;
+use ptflow_exporters::budget::Folding;
 use serde::Serialize;
 use std::path::Path;
 use std::time::Instant;
@@ -22,6 +23,49 @@ pub struct Report<'a> {
     threads: usize,
     seconds: Seconds,
     peak_rss_bytes: u64,
+    #[serde(flatten)]
+    calls: Option<Folded>,
+}
+
+/// What became of a timeline's calls.
+#[derive(Serialize, Debug)]
+struct Folded {
+    /// Shorter ones were folded, in nanoseconds.
+    min_duration_ns: u64,
+    slices: u64,
+    folded: u64,
+    calls: Vec<Function>,
+}
+
+/// The calls of a function; times are with what it called. What ran before its call could be seen is of category
+/// "inferred".
+#[derive(Serialize, Debug)]
+struct Function {
+    function: String,
+    category: &'static str,
+    kept: u64,
+    kept_ns: u64,
+    folded: u64,
+    folded_ns: u64,
+}
+
+impl Folded {
+    fn new(folding: &Folding) -> Self {
+        let calls = folding.functions.iter().map(|((category, function), calls)| Function {
+            function: function.clone(),
+            category: category.name(),
+            kept: calls.kept,
+            kept_ns: calls.kept_ns,
+            folded: calls.folded,
+            folded_ns: calls.folded_ns,
+        });
+        Self {
+            min_duration_ns: folding.min_ns,
+            slices: folding.slices,
+            folded: folding.folded,
+            calls: calls.collect(),
+        }
+    }
 }
 
 #[derive(Serialize, Debug)]
@@ -68,6 +112,8 @@ pub struct Outcome<'a> {
     pub segments: usize,
     /// Threads.
     pub threads: usize,
+    /// What became of the calls of a timeline.
+    pub folding: Option<&'a Folding>,
 }
 
 impl Outcome<'_> {
@@ -88,6 +134,7 @@ impl Outcome<'_> {
             threads: self.threads,
             seconds: Seconds { total: started.elapsed().as_secs_f64(), cpu: cpu_seconds() },
             peak_rss_bytes: peak_rss_bytes(),
+            calls: self.folding.map(Folded::new),
         };
         let mut text = serde_json::to_string_pretty(&report)?;
         text.push('\n');

@@ -163,6 +163,58 @@ fn slices_per_function_are_the_truths_calls() {
     assert!(more.is_empty(), "slices of functions that were never called: {more:?}");
 }
 
+/// Kept and folded calls by function, as the report of a run has them, and how many slices were written.
+fn reported(args: &[&str], out: &Path) -> (BTreeMap<String, (u64, u64)>, serde_json::Value) {
+    let report = out.with_extension("report");
+    let paths = ["-o", out.to_str().expect("UTF-8"), "--report", report.to_str().expect("UTF-8")];
+    succeed(ptflow(&["convert"], &[&paths, args].concat()));
+    let report: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(report).expect("a report")).expect("JSON");
+    let mut calls = BTreeMap::new();
+    for row in report["calls"].as_array().expect("rows") {
+        if row["category"] != "inferred" {
+            let count = |key: &str| row[key].as_u64().expect("a number");
+            calls.insert(
+                row["function"].as_str().expect("a name").to_owned(),
+                (count("kept"), count("folded")),
+            );
+        }
+    }
+    (calls, report)
+}
+
+#[test]
+fn a_budget_is_met_and_every_call_accounted_for() {
+    let folder = TempDir::new().expect("a folder");
+    let full = folder.path().join("full.json");
+    let (all, _) = reported(&["--full"], &full);
+    // The slices of the whole timeline, which are the truth's calls (above).
+    let truth = slices(&full);
+    assert_eq!(all, truth.iter().map(|(name, count)| (name.clone(), (*count, 0))).collect());
+    for budget in ["1000", "10000"] {
+        let path = folder.path().join(format!("{budget}.json"));
+        let (calls, report) = reported(&["--max-slices", budget], &path);
+        let most: u64 = budget.parse().expect("a number");
+        let shown = slices(&path);
+        let written = std::fs::read_to_string(&path).expect("a trace").matches("\"ph\":\"B\"").count() as u64;
+        assert!(written <= most && written > most / 2, "{written} slices of {budget}");
+        assert_eq!(report["slices"], written);
+        for (name, count) in &truth {
+            let (kept, folded) = calls[name];
+            assert_eq!(kept, shown.get(name).copied().unwrap_or(0), "{name}");
+            assert_eq!(kept + folded, *count, "{name}");
+        }
+        assert_eq!(calls.len(), truth.len());
+        // What is folded stands on the slices, and the threshold in the file.
+        let trace: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&path).expect("a trace")).expect("JSON");
+        let events = trace["traceEvents"].as_array().expect("events");
+        let told: u64 = events.iter().filter_map(|event| event["args"]["folded calls"].as_u64()).sum();
+        assert!(told > 0 && told <= report["folded"].as_u64().expect("a number"));
+        assert!(trace["otherData"]["folded"].as_str().is_some_and(|said| said.contains("shorter than")));
+    }
+}
+
 #[test]
 fn the_branch_list_holds_every_taken_branch_in_order_of_time() {
     let text = String::from_utf8(succeed(ptflow(&["dump", "branches"], &[]))).expect("text");

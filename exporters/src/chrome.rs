@@ -8,7 +8,7 @@
 //! times are counted from an origin, which stands in `otherData`.
 
 use crate::address::push_number;
-use crate::timeline::{Category, Name, Timeline, Track};
+use crate::timeline::{Category, Folded, Name, Timeline, Track};
 use std::io::{self, Write};
 
 const BUFFER: usize = 1 << 18;
@@ -126,11 +126,15 @@ impl<W: Write> Timeline for ChromeWriter<W> {
         self.flush_if_full()
     }
 
-    fn end(&mut self, track: Track, ns: u64, folded: u64) -> io::Result<()> {
+    fn end(&mut self, track: Track, ns: u64, folded: Folded) -> io::Result<()> {
         self.event(b'E', track, ns, None);
-        if folded > 0 {
+        if folded.calls > 0 {
             self.buffer.extend_from_slice(b",\"args\":{\"folded calls\":");
-            push_number(&mut self.buffer, folded);
+            push_number(&mut self.buffer, folded.calls);
+            if folded.ns > 0 {
+                self.buffer.extend_from_slice(b",\"folded ns\":");
+                push_number(&mut self.buffer, folded.ns);
+            }
             self.buffer.push(b'}');
         }
         self.buffer.push(b'}');

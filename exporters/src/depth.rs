@@ -4,7 +4,7 @@
 //! (`kMaxDepth` in its `slice_tracker.cc`). So deeper frames are folded into one slice that says how many they are. For the
 //! same reason every slice must end: an end without a begin is dropped here, and what is open at last is closed.
 
-use crate::timeline::{Category, Name, Timeline, Track};
+use crate::timeline::{Category, Folded, Name, Timeline, Track};
 use std::collections::BTreeMap;
 use std::io;
 
@@ -35,7 +35,7 @@ struct Deeper {
     since: u64,
     frames: u64,
     /// Calls that were folded into those frames by others.
-    folded: u64,
+    folded: Folded,
 }
 
 impl DepthGuard {
@@ -58,7 +58,7 @@ impl DepthGuard {
         let new = || inner.name(&format!("[+{frames} deeper frames]"), Category::Folded);
         let name = *self.deeper.entry(frames).or_insert_with(new);
         self.inner.begin(track, since, name)?;
-        self.inner.end(track, until, frames.saturating_add(folded))
+        self.inner.end(track, until, Folded { calls: frames.saturating_add(folded.calls), ns: folded.ns })
     }
 }
 
@@ -94,7 +94,7 @@ impl Timeline for DepthGuard {
         Ok(())
     }
 
-    fn end(&mut self, track: Track, ns: u64, folded: u64) -> io::Result<()> {
+    fn end(&mut self, track: Track, ns: u64, folded: Folded) -> io::Result<()> {
         let nesting = self.nesting(track);
         let Some(level) = nesting.open.checked_sub(1) else { return Ok(()) };
         nesting.open = level;
@@ -102,7 +102,9 @@ impl Timeline for DepthGuard {
         if level < MAX_DEPTH {
             return self.inner.end(track, ns, folded);
         }
-        nesting.deeper.folded = nesting.deeper.folded.saturating_add(folded);
+        let sum = &mut nesting.deeper.folded;
+        sum.calls = sum.calls.saturating_add(folded.calls);
+        sum.ns = sum.ns.saturating_add(folded.ns);
         let deeper = nesting.deeper;
         if level == MAX_DEPTH { self.write_deeper(track, ns, deeper) } else { Ok(()) }
     }
@@ -115,7 +117,7 @@ impl Timeline for DepthGuard {
         for track in 0..self.tracks.len() {
             let Nesting { open, last, .. } = self.tracks[track];
             for _ in 0..open {
-                self.end(Track(track as u32), last, 0)?;
+                self.end(Track(track as u32), last, Folded::default())?;
             }
         }
         self.inner.finish()

@@ -11,7 +11,7 @@
 //! time is a delta of one to three bytes; and with defaults, so that events need to name neither clock nor track. Names
 //! are interned in the sequence on first use.
 
-use crate::timeline::{Category, Name, Timeline, Track};
+use crate::timeline::{Category, Folded, Name, Timeline, Track};
 use std::io::{self, Write};
 
 mod field {
@@ -252,19 +252,23 @@ impl<W: Write> Timeline for PerfettoWriter<W> {
         result
     }
 
-    fn end(&mut self, track: Track, ns: u64, folded: u64) -> io::Result<()> {
+    fn end(&mut self, track: Track, ns: u64, folded: Folded) -> io::Result<()> {
         let delta = self.delta(track, ns)?;
         let mut event = Small::default();
         event.field(field::event::TYPE, END);
-        if folded == 0 {
+        if folded.calls == 0 {
             return self.event(track, delta, event.bytes(), &[]);
         }
-        // DebugAnnotation { name: "folded calls", uint_value }.
-        let mut annotation = Vec::new();
-        bytes(&mut annotation, 10, b"folded calls");
-        varint_field(&mut annotation, 3, folded);
+        // DebugAnnotation { name, uint_value }.
         let mut with = event.bytes().to_vec();
-        bytes(&mut with, field::event::DEBUG_ANNOTATIONS, &annotation);
+        for (name, value) in [("folded calls", folded.calls), ("folded ns", folded.ns)] {
+            if value > 0 {
+                let mut annotation = Vec::new();
+                bytes(&mut annotation, 10, name.as_bytes());
+                varint_field(&mut annotation, 3, value);
+                bytes(&mut with, field::event::DEBUG_ANNOTATIONS, &annotation);
+            }
+        }
         self.event(track, delta, &with, &[])
     }
 

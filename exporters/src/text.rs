@@ -6,7 +6,7 @@
 //!        13.002 us  1234  } handle_request 0.657 us
 //! ```
 
-use crate::timeline::{Category, Name, Timeline, Track};
+use crate::timeline::{Category, Folded, Name, Timeline, Track};
 use std::io::{self, Write};
 
 struct Thread {
@@ -91,14 +91,18 @@ impl<W: Write> Timeline for TextWriter<W> {
         Ok(())
     }
 
-    fn end(&mut self, track: Track, ns: u64, folded: u64) -> io::Result<()> {
+    fn end(&mut self, track: Track, ns: u64, folded: Folded) -> io::Result<()> {
         let thread = &mut self.threads[track.0 as usize];
         let leaf = std::mem::take(&mut thread.pending);
         let Some((begin, name)) = thread.open.pop() else { return Ok(()) };
         let (tid, depth, took) = (thread.tid, thread.open.len(), ns.saturating_sub(begin));
         let text = std::mem::take(&mut self.names[name.0 as usize]);
         let (us, rest) = (took / 1000, took % 1000);
-        let more = if folded > 0 { format!(", {folded} calls not shown") } else { String::new() };
+        let more = match folded {
+            Folded { calls: 0, .. } => String::new(),
+            Folded { calls, ns: 0 } => format!(", {calls} calls not shown"),
+            Folded { calls, ns } => format!(", {calls} calls of {}.{:03} us not shown", ns / 1000, ns % 1000),
+        };
         let result = if leaf {
             self.line(begin, tid, depth, format_args!("{text} {us}.{rest:03} us{more}"))
         } else {

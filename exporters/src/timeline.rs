@@ -14,7 +14,7 @@ pub struct Track(pub u32);
 pub struct Name(pub u32);
 
 /// What kind of slice a name is for; viewers filter and colour by it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Category {
     /// A function.
     Function,
@@ -41,6 +41,25 @@ impl Category {
     }
 }
 
+/// Calls without a slice of their own, on the slice in which they happened.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Folded {
+    /// How many.
+    pub calls: u64,
+    /// Their time, in nanoseconds: of each call with all that it called, once.
+    pub ns: u64,
+}
+
+impl Folded {
+    /// Takes a call of `ns` with what was folded into it; `direct` if it does not lie in another that is taken.
+    pub fn take(&mut self, within: &Self, ns: u64, direct: bool) {
+        self.calls = self.calls.saturating_add(within.calls).saturating_add(1);
+        if direct {
+            self.ns = self.ns.saturating_add(ns);
+        }
+    }
+}
+
 /// A timeline that is being written.
 pub trait Timeline {
     /// A process.
@@ -58,8 +77,8 @@ pub trait Timeline {
     /// A slice begins, inside the one that is open.
     fn begin(&mut self, track: Track, ns: u64, name: Name) -> io::Result<()>;
 
-    /// The youngest open slice ends; `folded` calls in it are not shown.
-    fn end(&mut self, track: Track, ns: u64, folded: u64) -> io::Result<()>;
+    /// The youngest open slice ends; calls in it that are `folded` are not shown.
+    fn end(&mut self, track: Track, ns: u64, folded: Folded) -> io::Result<()>;
 
     /// Something true of the whole timeline.
     fn metadata(&mut self, key: &str, value: &str) -> io::Result<()>;

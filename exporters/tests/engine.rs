@@ -6,7 +6,7 @@
 mod model;
 
 use model::{Format, Model, NOTES, Sink, Slice, assert_same, track_name};
-use ptflow_exporters::timeline::{Category, Timeline};
+use ptflow_exporters::timeline::{Category, Folded, Timeline};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -173,7 +173,7 @@ fn faults_are_found() {
                 timeline.begin(track, level, name)?;
             }
             for level in 0..ends {
-                timeline.end(track, 2 * depth + level, 0)?;
+                timeline.end(track, 2 * depth + level, Folded::default())?;
             }
             Ok::<_, std::io::Error>(())
         };

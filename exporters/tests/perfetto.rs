@@ -5,7 +5,7 @@ mod model;
 
 use model::{Format, Model, NOTES, Slice, Stack, assert_same, finish_stacks, gunzip, track_name};
 use ptflow_exporters::perfetto::PerfettoWriter;
-use ptflow_exporters::timeline::{Category, Timeline};
+use ptflow_exporters::timeline::{Category, Folded, Timeline};
 use std::collections::HashMap;
 
 /// A message's fields: number and value.
@@ -266,7 +266,7 @@ fn slices_are_small() {
         let name = timeline.name("f", Category::Function);
         for call in 0..10_000 {
             timeline.begin(track, call * 100, name)?;
-            timeline.end(track, call * 100 + 50, 0)?;
+            timeline.end(track, call * 100 + 50, Folded::default())?;
         }
         Ok::<_, std::io::Error>(())
     };

@@ -4,7 +4,7 @@ mod model;
 
 use model::Sink;
 use ptflow_exporters::text::TextWriter;
-use ptflow_exporters::timeline::{Category, Timeline};
+use ptflow_exporters::timeline::{Category, Folded, Timeline};
 
 #[test]
 fn calls_of_two_threads() -> std::io::Result<()> {
@@ -16,11 +16,11 @@ fn calls_of_two_threads() -> std::io::Result<()> {
         (timeline.name("outer", Category::Function), timeline.name("inner", Category::Function));
     timeline.begin(first, 5_000, outer)?;
     timeline.begin(first, 5_100, inner)?;
-    timeline.end(first, 6_150, 0)?;
-    timeline.end(first, 7_000, 3)?;
+    timeline.end(first, 6_150, Folded::default())?;
+    timeline.end(first, 7_000, Folded { calls: 3, ns: 0 })?;
     // Written later, but it was earlier.
     timeline.begin(second, 2_500, inner)?;
-    timeline.end(second, 2_500, 0)?;
+    timeline.end(second, 2_500, Folded::default())?;
     timeline.finish()?;
     let text = String::from_utf8(sink.0.take()).expect("UTF-8");
     assert_eq!(

@@ -83,6 +83,7 @@ pub fn run(args: &CallsArgs) -> anyhow::Result<()> {
         output.commit().with_context(cannot)?;
     }
     Outcome {
+        folding: None,
         bytes_in: loaded.bytes(),
         ledgers: &folded.ledgers,
         streams: &loaded.stream_names(),

@@ -10,6 +10,7 @@ use ptflow_decoder::jobs::calls::{FrameName, FrameSink};
 use ptflow_decoder::ledger::LossReason;
 use ptflow_decoder::profile::CodeAddr;
 use ptflow_decoder::units::{ImageId, Ns};
+use ptflow_exporters::budget::{Budget, Limits};
 use ptflow_exporters::chrome::ChromeWriter;
 use ptflow_exporters::depth::DepthGuard;
 use ptflow_exporters::gzip::Gzip;
@@ -44,19 +45,21 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     let (images, functions) = loaded.store.images_with_functions();
     let cannot = || format!("cannot write {}", args.output.display());
     let output = SharedOutput(Rc::new(RefCell::new(Output::create(&args.output).with_context(cannot)?)));
-    let timeline = timeline(format, gzip, output.clone());
+    let timeline = Budget::new(timeline(format, gzip, output.clone()), limits(args, format));
     let frames = Frames::new(&loaded, &functions, timeline).with_context(cannot)?;
     let progress = Progress::new(loaded.bytes(), args.common.quiet || args.common.no_progress);
     let add = |bytes| progress.add(bytes);
     let folded = call_stacks::fold(&loaded, &images, &pool, &add, frames).with_context(cannot)?;
     let frames = folded.sink;
     drop(progress);
-    let slices = frames.slices;
     let threads = frames.tracks.iter().flatten().count();
-    frames.timeline.finish().with_context(cannot)?;
+    let folding = frames.timeline.finish().with_context(cannot)?;
     output.commit().with_context(cannot)?;
     if !args.common.quiet {
-        eprintln!("ptflow: {slices} slices of {threads} threads in {}", args.output.display());
+        eprintln!("ptflow: {} slices of {threads} threads in {}", folding.slices, args.output.display());
+        if let Some(said) = folding.in_words() {
+            eprintln!("ptflow: {said} (--full keeps all)");
+        }
     }
     Outcome {
         bytes_in: loaded.bytes(),
@@ -67,6 +70,7 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
         instructions: folded.instructions,
         segments: folded.units,
         threads: pool.current_num_threads(),
+        folding: Some(&folding),
     }
     .tell(started, args.common.report.as_deref(), args.common.quiet)
 }
@@ -89,6 +93,22 @@ fn format_of(path: &Path) -> anyhow::Result<(Format, bool)> {
         }
     };
     Ok((format, gzip))
+}
+
+/// Slices that Perfetto and Chrome open with comfort.
+const MAX_SLICES: u64 = 2_000_000;
+
+fn limits(args: &ConvertArgs, format: Format) -> Limits {
+    let by_default = match format {
+        Format::Perfetto | Format::Chrome if !args.full => MAX_SLICES,
+        _ => 0,
+    };
+    let slices = args.max_slices.unwrap_or(by_default);
+    Limits {
+        slices: (slices > 0).then_some(slices),
+        min_ns: args.min_duration.unwrap_or(0),
+        depth: args.max_depth.map(|depth| depth as usize),
+    }
 }
 
 fn timeline(format: Format, gzip: bool, output: SharedOutput) -> Box<dyn Timeline> {
@@ -129,7 +149,7 @@ impl Write for SharedOutput {
 
 /// Frames as slices on the threads' tracks.
 struct Frames<'n> {
-    timeline: Box<dyn Timeline>,
+    timeline: Budget,
     functions: &'n FunctionNames,
     /// What images are called, by id.
     images: Vec<String>,
@@ -140,15 +160,10 @@ struct Frames<'n> {
     stacks: Vec<StackOwner>,
     /// The tracks of holes, made when the first one comes.
     gaps: Vec<Option<Track>>,
-    slices: u64,
 }
 
 impl<'n> Frames<'n> {
-    fn new(
-        loaded: &Loaded<'_>,
-        functions: &'n FunctionNames,
-        mut timeline: Box<dyn Timeline>,
-    ) -> io::Result<Self> {
+    fn new(loaded: &Loaded<'_>, functions: &'n FunctionNames, mut timeline: Budget) -> io::Result<Self> {
         let capture = &loaded.capture;
         let threads = &capture.schedules.threads;
         let of_threads = threads.iter().map(|(pid, _)| *pid);
@@ -179,7 +194,6 @@ impl<'n> Frames<'n> {
             tracks,
             stacks,
             timeline,
-            slices: 0,
         })
     }
 
@@ -221,14 +235,13 @@ impl FrameSink for Frames<'_> {
 
     fn open(&mut self, stream: usize, at: Ns, name: FrameName, inferred: bool) -> io::Result<()> {
         let name = self.name(name, inferred);
-        self.slices += 1;
         let track = self.track(stream)?;
         self.timeline.begin(track, at.0, name)
     }
 
     fn close(&mut self, stream: usize, at: Ns) -> io::Result<()> {
         let track = self.track(stream)?;
-        self.timeline.end(track, at.0, 0)
+        self.timeline.end(track, at.0)
     }
 
     fn gap(&mut self, stream: usize, from: Ns, to: Ns, reason: LossReason) -> io::Result<()> {
@@ -250,6 +263,6 @@ impl FrameSink for Frames<'_> {
             }
         };
         self.timeline.begin(track, from.0, name)?;
-        self.timeline.end(track, to.0.max(from.0), 0)
+        self.timeline.end(track, to.0.max(from.0))
     }
 }

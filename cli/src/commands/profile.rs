@@ -39,6 +39,7 @@ pub fn run(args: &ProfileArgs) -> anyhow::Result<()> {
         | ProfileFormat::Gcc => of_binary(args, sources)?,
     }
     Outcome {
+        folding: None,
         bytes_in,
         ledgers: &ledgers,
         streams: &streams,

@@ -5,7 +5,7 @@ use ptflow_exporters::chrome::ChromeWriter;
 use ptflow_exporters::depth::DepthGuard;
 use ptflow_exporters::gzip::Gzip;
 use ptflow_exporters::perfetto::PerfettoWriter;
-use ptflow_exporters::timeline::{Category, Timeline, Track};
+use ptflow_exporters::timeline::{Category, Folded, Timeline, Track};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -211,9 +211,11 @@ impl Model {
                     Some(Event::Begin(call)) => {
                         timeline.begin(tracks[index], calls[*call].begin, names[calls[*call].name])
                     }
-                    Some(Event::End(call)) => {
-                        timeline.end(tracks[index], calls[*call].end, calls[*call].folded)
-                    }
+                    Some(Event::End(call)) => timeline.end(
+                        tracks[index],
+                        calls[*call].end,
+                        Folded { calls: calls[*call].folded, ns: 0 },
+                    ),
                     None => {
                         unfinished.swap_remove(at);
                         break;

@@ -1,0 +1,402 @@
+//! A bound on how many slices a timeline has: calls too short to be seen are folded into their callers.
+//!
+//! A caller lasts at least as long as what it calls, so with a threshold of duration the callers of every kept call are
+//! kept too. The threshold need not be known before the last call has come: what is kept under a lower threshold holds all
+//! that is kept under a higher one. So calls are stored as they come; when too many are, the threshold rises to where the
+//! durations so far, in a histogram, meet the budget, and what is now too short is folded away. Memory holds some two
+//! budgets of calls, whatever the trace, and the result is the one that two passes would have had.
+
+use crate::depth::MAX_DEPTH;
+use crate::timeline::{Category, Folded, Name, Timeline, Track};
+use std::collections::BTreeMap;
+use std::io;
+
+/// What a timeline may have at most.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Limits {
+    /// Slices in all; holes in the trace count, but are never folded.
+    pub slices: Option<u64>,
+    /// Calls that are shorter, in nanoseconds, are folded.
+    pub min_ns: u64,
+    /// Levels of a stack.
+    pub depth: Option<usize>,
+}
+
+/// How often a function was called, and for how long; what it called included.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Calls {
+    /// Calls with a slice of their own.
+    pub kept: u64,
+    /// Their time.
+    pub kept_ns: u64,
+    /// Calls without.
+    pub folded: u64,
+    /// Their time.
+    pub folded_ns: u64,
+}
+
+/// What became of all calls.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Folding {
+    /// Calls that are shorter were folded.
+    pub min_ns: u64,
+    /// So were calls at this level of a stack and deeper.
+    pub depth: Option<usize>,
+    /// Slices that were written, holes in the trace included.
+    pub slices: u64,
+    /// Calls that were not.
+    pub folded: u64,
+    /// Of those, what was folded into no slice because nothing that is shown called it.
+    pub outside: Folded,
+    /// By category and name of the slice.
+    pub functions: BTreeMap<(Category, String), Calls>,
+}
+
+/// Stands before a timeline and hands on what is kept.
+pub struct Budget {
+    inner: Box<dyn Timeline>,
+    limits: Limits,
+    /// The threshold for now.
+    min_ns: u64,
+    /// Slices that may be stored before the threshold is looked at.
+    room: u64,
+    stored: u64,
+    /// Slices on tracks of notes.
+    notes: u64,
+    tracks: Vec<Calling>,
+    /// By number; the depth guard behind makes names of its own.
+    names: Vec<Option<Named>>,
+    outside: Folded,
+}
+
+#[derive(Debug)]
+struct Named {
+    text: String,
+    category: Category,
+    calls: Calls,
+}
+
+/// A track's calls.
+#[derive(Default, Debug)]
+struct Calling {
+    notes: bool,
+    /// In the order in which they began.
+    slices: Vec<Slice>,
+    /// What is open: places in `slices`.
+    open: Vec<usize>,
+    last: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slice {
+    begin: u64,
+    /// [`OPEN`] until it ends.
+    end: u64,
+    name: Name,
+    /// How many slices it lies in.
+    level: u32,
+    folded: Folded,
+}
+
+const OPEN: u64 = u64::MAX;
+/// A look at the threshold goes over all that is stored: so many new slices are worth one.
+const LEAST_ROOM: u64 = 1 << 16;
+
+impl Slice {
+    fn duration(&self) -> u64 {
+        self.end.saturating_sub(self.begin)
+    }
+}
+
+impl Budget {
+    /// A budget for what `inner` gets.
+    pub fn new(inner: Box<dyn Timeline>, limits: Limits) -> Self {
+        let room = limits.slices.map_or(u64::MAX, |slices| slices.saturating_add(slices.max(LEAST_ROOM)));
+        Self {
+            inner,
+            limits,
+            min_ns: limits.min_ns,
+            room,
+            stored: 0,
+            notes: 0,
+            tracks: Vec::new(),
+            names: Vec::new(),
+            outside: Folded::default(),
+        }
+    }
+
+    /// Without limits nothing is stored, but handed on as it comes.
+    fn unlimited(&self) -> bool {
+        self.limits == Limits::default()
+    }
+
+    fn calling(&mut self, track: Track) -> &mut Calling {
+        let index = track.0 as usize;
+        if index >= self.tracks.len() {
+            self.tracks.resize_with(index + 1, Calling::default);
+        }
+        &mut self.tracks[index]
+    }
+
+    fn count(&mut self, slice: &Slice, kept: bool) {
+        let Some(Some(named)) = self.names.get_mut(slice.name.0 as usize) else { return };
+        let calls = &mut named.calls;
+        let (count, ns) = if kept {
+            (&mut calls.kept, &mut calls.kept_ns)
+        } else {
+            (&mut calls.folded, &mut calls.folded_ns)
+        };
+        *count += 1;
+        *ns = ns.saturating_add(slice.duration());
+    }
+
+    /// The least threshold under which no more than the budget is kept.
+    fn raise(&mut self) {
+        let Some(budget) = self.limits.slices else { return };
+        let mut histogram = vec![0u64; BINS];
+        let calls = self.tracks.iter().filter(|calling| !calling.notes);
+        for slice in calls.flat_map(|calling| &calling.slices).filter(|slice| slice.end != OPEN) {
+            histogram[bin(slice.duration())] += 1;
+        }
+        // What is open may yet turn out short: it does not count for now, so that the threshold never rises too far.
+        let mut kept = self.notes;
+        let mut threshold = u64::MAX;
+        for (bin, count) in histogram.iter().enumerate().rev() {
+            kept += count;
+            if kept > budget {
+                break;
+            }
+            threshold = least(bin);
+        }
+        if threshold > self.min_ns {
+            self.min_ns = threshold;
+            self.fold();
+        }
+        self.room = self.stored.saturating_add(budget.max(LEAST_ROOM));
+    }
+
+    /// Folds what is too short into the youngest slice around it that is not.
+    fn fold(&mut self) {
+        for index in 0..self.tracks.len() {
+            let mut calling = std::mem::take(&mut self.tracks[index]);
+            if !calling.notes {
+                self.fold_track(&mut calling);
+            }
+            self.tracks[index] = calling;
+        }
+    }
+
+    fn fold_track(&mut self, calling: &mut Calling) {
+        // Places of the kept slices around the one that is looked at.
+        let mut around: Vec<usize> = Vec::new();
+        let mut kept = 0;
+        for place in 0..calling.slices.len() {
+            let slice = calling.slices[place];
+            while around.last().is_some_and(|outer| calling.slices[*outer].level >= slice.level) {
+                around.pop();
+            }
+            if slice.end == OPEN || slice.duration() >= self.min_ns {
+                around.push(kept);
+                calling.slices[kept] = slice;
+                kept += 1;
+                continue;
+            }
+            let direct = around.len() == slice.level as usize;
+            match around.last() {
+                Some(outer) => calling.slices[*outer].folded.take(&slice.folded, slice.duration(), direct),
+                None => self.outside.take(&slice.folded, slice.duration(), direct),
+            }
+            self.count(&slice, false);
+        }
+        self.stored -= (calling.slices.len() - kept) as u64;
+        calling.slices.truncate(kept);
+        // Open slices lie in each other and all of them are kept: they are at the end of nothing but their own calls.
+        calling.open.clear();
+        let open = calling.slices.iter().enumerate().filter(|(_, slice)| slice.end == OPEN);
+        calling.open.extend(open.map(|(place, _)| place));
+    }
+
+    fn write(&mut self, track: Track, slices: &[Slice]) -> io::Result<()> {
+        let mut open: Vec<&Slice> = Vec::new();
+        for slice in slices {
+            while let Some(outer) = open.pop_if(|outer| outer.level >= slice.level) {
+                self.inner.end(track, outer.end, outer.folded)?;
+            }
+            self.inner.begin(track, slice.begin, slice.name)?;
+            // Deeper ones are folded by the guard that stands behind.
+            self.count(slice, (slice.level as usize) < MAX_DEPTH);
+            open.push(slice);
+        }
+        while let Some(outer) = open.pop() {
+            self.inner.end(track, outer.end, outer.folded)?;
+        }
+        Ok(())
+    }
+
+    /// A process.
+    pub fn process(&mut self, pid: u32, name: &str) -> io::Result<()> {
+        self.inner.process(pid, name)
+    }
+
+    /// A thread's track.
+    pub fn thread(&mut self, pid: u32, tid: u32, name: &str) -> io::Result<Track> {
+        self.inner.thread(pid, tid, name)
+    }
+
+    /// A track of notes on another: nothing on it is folded.
+    pub fn notes(&mut self, of: Track, name: &str) -> io::Result<Track> {
+        let track = self.inner.notes(of, name)?;
+        self.calling(track).notes = true;
+        Ok(track)
+    }
+
+    /// A name for slices.
+    pub fn name(&mut self, text: &str, category: Category) -> Name {
+        let name = self.inner.name(text, category);
+        let index = name.0 as usize;
+        if index >= self.names.len() {
+            self.names.resize_with(index + 1, || None);
+        }
+        self.names[index] = Some(Named { text: text.to_owned(), category, calls: Calls::default() });
+        name
+    }
+
+    /// A slice begins.
+    pub fn begin(&mut self, track: Track, ns: u64, name: Name) -> io::Result<()> {
+        let unlimited = self.unlimited();
+        let calling = self.calling(track);
+        calling.last = ns;
+        let slice =
+            Slice { begin: ns, end: OPEN, name, level: calling.open.len() as u32, folded: Folded::default() };
+        calling.open.push(calling.slices.len());
+        calling.slices.push(slice);
+        let notes = u64::from(calling.notes);
+        self.notes += notes;
+        self.stored += 1;
+        if unlimited { self.inner.begin(track, ns, name) } else { Ok(()) }
+    }
+
+    /// The youngest open slice ends.
+    pub fn end(&mut self, track: Track, ns: u64) -> io::Result<()> {
+        let (unlimited, min_ns, depth) = (self.unlimited(), self.min_ns, self.limits.depth);
+        let calling = self.calling(track);
+        let Some(place) = calling.open.pop() else { return Ok(()) };
+        calling.last = ns;
+        calling.slices[place].end = ns.min(OPEN - 1);
+        let slice = calling.slices[place];
+        let level = slice.level as usize;
+        if unlimited {
+            calling.slices.truncate(place);
+            self.stored -= 1;
+            self.count(&slice, level < MAX_DEPTH);
+            return self.inner.end(track, ns, Folded::default());
+        }
+        if !calling.notes && (slice.duration() < min_ns || depth.is_some_and(|depth| level >= depth)) {
+            // What it called is shorter and deeper, thus folded already: it is the last one stored.
+            calling.slices.truncate(place);
+            match calling.open.last() {
+                Some(outer) => calling.slices[*outer].folded.take(&slice.folded, slice.duration(), true),
+                None => self.outside.take(&slice.folded, slice.duration(), true),
+            }
+            self.stored -= 1;
+            self.count(&slice, false);
+        }
+        if self.stored > self.room {
+            self.raise();
+        }
+        Ok(())
+    }
+
+    /// Writes what is kept, and says what became of all.
+    pub fn finish(mut self) -> io::Result<Folding> {
+        for track in 0..self.tracks.len() {
+            let last = self.tracks[track].last;
+            for _ in 0..self.tracks[track].open.len() {
+                self.end(Track(track as u32), last)?;
+            }
+        }
+        if self.limits.slices.is_some_and(|budget| self.stored > budget) {
+            self.raise();
+        }
+        for index in 0..self.tracks.len() {
+            let slices = std::mem::take(&mut self.tracks[index].slices);
+            self.write(Track(index as u32), &slices)?;
+        }
+        let (min_ns, depth) = (self.min_ns, self.limits.depth);
+        let mut folding = Folding { min_ns, depth, outside: self.outside, ..Folding::default() };
+        for Named { text, category, calls } in std::mem::take(&mut self.names).into_iter().flatten() {
+            folding.slices += calls.kept;
+            folding.folded += calls.folded;
+            let sum = folding.functions.entry((category, text)).or_default();
+            sum.kept += calls.kept;
+            sum.kept_ns = sum.kept_ns.saturating_add(calls.kept_ns);
+            sum.folded += calls.folded;
+            sum.folded_ns = sum.folded_ns.saturating_add(calls.folded_ns);
+        }
+        if let Some(said) = folding.in_words() {
+            self.inner.metadata("folded", &said)?;
+        }
+        self.inner.finish()?;
+        Ok(folding)
+    }
+}
+
+impl Folding {
+    /// What was folded, if anything was.
+    pub fn in_words(&self) -> Option<String> {
+        let Self { min_ns, depth, slices, folded, outside, .. } = self;
+        (*folded > 0).then(|| {
+            let all = slices.saturating_add(*folded);
+            let which = match *min_ns {
+                0 => "those deeper than".to_owned(),
+                u64::MAX => "all calls, and those deeper than".to_owned(),
+                ns => format!("those shorter than {}.{:03} us, and those deeper than", ns / 1000, ns % 1000),
+            };
+            let levels = depth.map_or(MAX_DEPTH, |depth| depth.min(MAX_DEPTH));
+            let alone = match outside.calls {
+                0 => String::new(),
+                calls => format!("; {calls} of them ({} ns) have no caller that is shown", outside.ns),
+            };
+            format!("{folded} of {all} slices are folded into their callers: {which} {levels} levels{alone}")
+        })
+    }
+}
+
+/// Bins of an octave: a threshold is at most an eighth off.
+const STEPS: u64 = 8;
+const BINS: usize = 64 * STEPS as usize;
+
+/// The bin of a duration: exact below [`STEPS`], then eight to each power of two.
+fn bin(ns: u64) -> usize {
+    if ns < STEPS {
+        return ns as usize;
+    }
+    let shift = ns.ilog2() - STEPS.ilog2();
+    (u64::from(shift) * STEPS + (ns >> shift)) as usize
+}
+
+/// The least duration of a bin.
+fn least(bin: usize) -> u64 {
+    let bin = bin as u64;
+    if bin < 2 * STEPS {
+        return bin;
+    }
+    let shift = bin / STEPS - 1;
+    // Bins behind the last that a duration falls into.
+    (STEPS + bin % STEPS).checked_shl(shift as u32).filter(|least| least >> shift != 0).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bin_begins_where_the_one_before_ends() {
+        assert_eq!((bin(0), bin(7), bin(8), bin(15), bin(16), bin(17), bin(18)), (0, 7, 8, 15, 16, 16, 17));
+        for index in 1..=bin(u64::MAX) {
+            assert_eq!(bin(least(index)), index);
+            assert_eq!(bin(least(index) - 1), index - 1);
+        }
+        assert!(bin(u64::MAX) < BINS);
+    }
+}
