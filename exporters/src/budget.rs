@@ -347,17 +347,22 @@ impl Folding {
         let Self { min_ns, depth, slices, folded, outside, .. } = self;
         (*folded > 0).then(|| {
             let all = slices.saturating_add(*folded);
-            let which = match *min_ns {
-                0 => "those deeper than".to_owned(),
-                u64::MAX => "all calls, and those deeper than".to_owned(),
-                ns => format!("those shorter than {}.{:03} us, and those deeper than", ns / 1000, ns % 1000),
-            };
             let levels = depth.map_or(MAX_DEPTH, |depth| depth.min(MAX_DEPTH));
+            let deep = format!("those deeper than {levels} levels");
+            let short = match *min_ns {
+                u64::MAX => "all calls".to_owned(),
+                ns => format!("those shorter than {}.{:03} us", ns / 1000, ns % 1000),
+            };
+            let which = match (*min_ns, depth) {
+                (0, _) => deep,
+                (_, None) => short,
+                (_, Some(_)) => format!("{short}, and {deep}"),
+            };
             let alone = match outside.calls {
                 0 => String::new(),
                 calls => format!("; {calls} of them ({} ns) have no caller that is shown", outside.ns),
             };
-            format!("{folded} of {all} slices are folded into their callers: {which} {levels} levels{alone}")
+            format!("{folded} of {all} slices are folded into their callers: {which}{alone}")
         })
     }
 }
