@@ -21,6 +21,8 @@ pub enum Verb {
     Profile(ProfileArgs),
     /// Every invocation of a function: how many, how long, and the slowest
     Calls(CallsArgs),
+    /// One invocation of a function in full detail: its calls, its instructions, how it differs from another
+    Replay(ReplayArgs),
     /// What is in the trace, one line each
     Dump(DumpArgs),
     /// The capture with every image and symbol file it needs, to decode on another machine
@@ -232,6 +234,92 @@ pub struct CallsArgs {
 }
 
 #[derive(ClapArgs, Debug)]
+#[command(group = clap::ArgGroup::new("one").required(true).args(["slowest", "nth", "at"]))]
+pub struct ReplayArgs {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(flatten)]
+    pub which: Which,
+    /// The slowest invocation, or the K-th slowest
+    #[arg(long, value_name = "K", num_args = 0..=1, default_missing_value = "1", value_parser = rank)]
+    pub slowest: Option<usize>,
+    /// The K-th invocation in order of time, from 1
+    #[arg(long, value_name = "K", value_parser = rank)]
+    pub nth: Option<usize>,
+    /// The invocation that was going on at a time: perf's clock (12.000345678) or since the first PT timestamp (+1.5ms)
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub at: Option<Moment>,
+    /// Invocations as `calls --index` wrote them, instead of a pass over the capture
+    #[arg(long, value_name = "FILE")]
+    pub index: Option<PathBuf>,
+    /// How it differs from the median, from the K-th slowest, or from an invocation that --json saved in a file
+    #[arg(long, value_name = "median|K|FILE", conflicts_with_all = ["instructions", "json"])]
+    pub against: Option<String>,
+    /// Every instruction, with its address, symbol, text, source line and time
+    #[arg(long, conflicts_with = "json")]
+    pub instructions: bool,
+    /// Loops round by round
+    #[arg(long, requires = "instructions")]
+    pub unfolded: bool,
+    /// The tree of calls as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// All calls, however deep and however short
+    #[arg(long)]
+    pub all: bool,
+    /// Where to [default: standard output]
+    #[arg(short, long, value_name = "OUT", default_value = "-")]
+    pub output: PathBuf,
+}
+
+fn rank(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("ranks begin at 1".to_owned()),
+        parsed => parsed.map_err(|error: std::num::ParseIntError| error.to_string()),
+    }
+}
+
+/// A time of a capture, in nanoseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Moment {
+    /// Of perf's own clock.
+    Clock(u64),
+    /// Since the capture's first PT timestamp.
+    SinceFirst(u64),
+}
+
+impl std::str::FromStr for Moment {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("{text}: a time is needed, as 12.000345678 (seconds of perf's clock) or +1.5ms");
+        let (number, relative) = match text.strip_prefix('+') {
+            Some(rest) => (rest, true),
+            None => (text, false),
+        };
+        let unit_at = number.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(number.len());
+        let (number, unit) = number.split_at(unit_at);
+        let digits = match (unit, relative) {
+            ("ns", true) => 0,
+            ("us", true) => 3,
+            ("ms", true) => 6,
+            ("s", true) | ("", false) => 9,
+            _ => return Err(wrong()),
+        };
+        let (whole, part) = number.split_once('.').unwrap_or((number, ""));
+        let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        if whole.is_empty() || !is_number(whole) || !is_number(part) {
+            return Err(wrong());
+        }
+        // Exact: a double has not the digits of a time since boot.
+        let kept: String = part.chars().chain(std::iter::repeat('0')).take(digits).collect();
+        let ns: u64 = format!("{whole}{kept}").parse().map_err(|_| wrong())?;
+        Ok(if relative { Self::SinceFirst(ns) } else { Self::Clock(ns) })
+    }
+}
+
+#[derive(ClapArgs, Debug)]
 pub struct DumpArgs {
     /// What to list
     #[arg(value_enum)]
@@ -273,3 +361,29 @@ impl std::fmt::Display for Usage {
 }
 
 impl std::error::Error for Usage {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments() {
+        for (text, expected) in [
+            ("12.000345678", Some(Moment::Clock(12_000_345_678))),
+            ("1000", Some(Moment::Clock(1_000_000_000_000))),
+            ("+1.5ms", Some(Moment::SinceFirst(1_500_000))),
+            ("+0.25us", Some(Moment::SinceFirst(250))),
+            ("+7ns", Some(Moment::SinceFirst(7))),
+            ("+2s", Some(Moment::SinceFirst(2_000_000_000))),
+            ("12ms", None),
+            ("+5", None),
+            ("-1", None),
+            ("", None),
+            (".5", None),
+            ("1.2.3", None),
+            ("99999999999999999999", None),
+        ] {
+            assert_eq!(text.parse().ok(), expected, "{text}");
+        }
+    }
+}

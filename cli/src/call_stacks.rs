@@ -6,7 +6,7 @@ use ptflow_decoder::image::Images;
 use ptflow_decoder::jobs::calls::{CallStacks, CallSteps, FrameSink};
 use ptflow_decoder::ledger::Ledger;
 use ptflow_decoder::owners::ThreadId;
-use ptflow_decoder::plan::Unit;
+use ptflow_decoder::plan::{Unit, Window};
 use ptflow_decoder::run;
 use ptflow_decoder::walk::{Engine, UnitResult};
 
@@ -69,6 +69,18 @@ pub fn fold<S: FrameSink>(
     progress: &(dyn Fn(u64) + Sync),
     sink: S,
 ) -> Result<Folded<S>, S::Error> {
+    fold_within(loaded, images, pool, progress, Window::ALL, sink)
+}
+
+/// The same of a window. Frames that were open before it are known as far as it tells.
+pub fn fold_within<S: FrameSink>(
+    loaded: &Loaded<'_>,
+    images: &Images<'_>,
+    pool: &rayon::ThreadPool,
+    progress: &(dyn Fn(u64) + Sync),
+    window: Window,
+    sink: S,
+) -> Result<Folded<S>, S::Error> {
     let owners = loaded.owners(pool);
     let contexts = loaded.contexts(images, &owners);
     let stacks = contexts.len() + loaded.capture.schedules.threads.len();
@@ -80,12 +92,12 @@ pub fn fold<S: FrameSink>(
         units += 1;
     };
     let ledgers = if owners.iter().all(Vec::is_empty) {
-        run::in_order(&contexts, &options, new_steps, |unit, steps, result| {
+        run::in_order_within(&contexts, &options, window, new_steps, |unit, steps, result| {
             count(&result);
             stacks.take(unit, &steps, &result)
         })
     } else {
-        run::in_time_order(&contexts, &options, new_steps, |unit, steps, result, horizon| {
+        run::in_time_order_within(&contexts, &options, window, new_steps, |unit, steps, result, horizon| {
             count(&result);
             let stack = |thread| stack_of(loaded, contexts.len(), unit.stream, thread);
             stacks.take_shared(unit, &steps, &result, stack, horizon)
@@ -101,7 +113,12 @@ fn new_steps(_: &Unit) -> CallSteps {
 
 /// The stack of a thread of a CPU's stream: behind those of the streams, which are for what is nobody's. `None` for what
 /// was not asked for.
-fn stack_of(loaded: &Loaded<'_>, streams: usize, stream: usize, thread: Option<ThreadId>) -> Option<usize> {
+pub fn stack_of(
+    loaded: &Loaded<'_>,
+    streams: usize,
+    stream: usize,
+    thread: Option<ThreadId>,
+) -> Option<usize> {
     let stack = thread.map_or(stream, |thread| streams + thread.0 as usize);
     loaded.running(thread).wanted.then_some(stack)
 }

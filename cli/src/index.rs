@@ -14,7 +14,6 @@ const VERSION: &str = "#ptflow-invocations 1";
 const COLUMNS: &str = "#function\ttid\tstart\tend\tinstructions\tuntraced\tbegin\tend\tstream\toffset";
 
 /// One line.
-#[cfg_attr(not(test), allow(dead_code))]
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Entry {
     /// The function's name in the symbol table.
@@ -74,7 +73,6 @@ pub fn ended(end: End) -> &'static str {
 }
 
 /// Reads an index back, line by line.
-#[cfg_attr(not(test), allow(dead_code))]
 pub fn read(
     path: &Path,
     capture: &str,
@@ -103,7 +101,6 @@ pub fn read(
     Ok(())
 }
 
-#[cfg_attr(not(test), allow(dead_code))]
 fn entry(text: &str) -> Option<Entry> {
     let fields: Vec<&str> = text.split('\t').collect();
     let [function, tid, start, end, instructions, _, began, ended, _, _] = fields[..] else { return None };

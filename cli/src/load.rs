@@ -2,10 +2,16 @@
 
 use crate::args::Common;
 use anyhow::{Context as _, bail};
+use ptflow_decoder::clock::Clock;
+use ptflow_decoder::config::PtConfig;
 use ptflow_decoder::image::{AddressSpaces, Images};
 use ptflow_decoder::owners::{Change, Owner, ThreadId, changes};
-use ptflow_decoder::reader::Position;
+use ptflow_decoder::packet::Packet;
+use ptflow_decoder::plan::{UNIT_BYTES, plan};
+use ptflow_decoder::reader::{Position, Reader};
 use ptflow_decoder::run::Options;
+use ptflow_decoder::stream::TraceStream;
+use ptflow_decoder::units::Tsc;
 use ptflow_decoder::walk::{Context, Engine};
 use ptflow_perf_import::images::{ImageFile, ImageSearch, ImageStore, Status};
 use ptflow_perf_import::record::Sample;
@@ -212,6 +218,21 @@ impl<'m> Loaded<'m> {
         }
     }
 
+    /// What a process had mapped.
+    pub fn spaces_of(&self, pid: u32) -> &AddressSpaces {
+        self.spaces.get(&Some(Pid(pid))).unwrap_or(&self.nothing_mapped)
+    }
+
+    /// The first time that a PSB of the streams asked for tells.
+    pub fn first_pt(&self) -> Option<Tsc> {
+        first_pt(self.streams(), &self.capture.config)
+    }
+
+    /// The same of all streams: what times with a `+` are counted from.
+    pub fn capture_first_pt(&self) -> Option<Tsc> {
+        first_pt(self.capture.streams.iter(), &self.capture.config)
+    }
+
     /// The thread is asked for.
     fn is_wanted(&self, (pid, tid): (Pid, Tid)) -> bool {
         self.wanted.holds(&self.capture, pid, tid)
@@ -246,6 +267,28 @@ impl<'m> Loaded<'m> {
             }
         }
     }
+}
+
+fn first_pt<'s, 'm: 's>(streams: impl Iterator<Item = &'s PtStream<'m>>, config: &PtConfig) -> Option<Tsc> {
+    let traces: Vec<&TraceStream<'m>> = streams.map(|stream| &stream.trace).collect();
+    let units = plan(traces.iter().copied(), UNIT_BYTES).units;
+    let first = units.iter().filter_map(|unit| {
+        let mut reader = Reader::new(traces.get(unit.stream)?, unit.from);
+        let mut clock = Clock::new(config);
+        clock.set_reference(reader.reference());
+        for _ in 0..64 {
+            match reader.read()? {
+                Ok((Packet::Tsc { tsc }, _)) => {
+                    clock.tsc(tsc, 0);
+                    return clock.now();
+                }
+                Ok((_, len)) => reader.skip(len),
+                Err(_) => return None,
+            };
+        }
+        None
+    });
+    first.min()
 }
 
 /// A thread of a CPU's stream.
@@ -351,5 +394,5 @@ pub fn options<'p>(
     engine: Engine,
     progress: &'p (dyn Fn(u64) + Sync),
 ) -> Options<'p> {
-    Options { pool, engine, unit_bytes: ptflow_decoder::plan::UNIT_BYTES, progress }
+    Options { pool, engine, unit_bytes: UNIT_BYTES, progress }
 }

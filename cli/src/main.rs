@@ -15,6 +15,7 @@ mod off_cpu;
 #[cfg(feature = "oracle")]
 mod oracle;
 mod progress;
+mod replay;
 mod report;
 mod source_lines;
 mod sources;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         args::Verb::Profile(args) => commands::profile::run(args),
         args::Verb::Dump(args) => commands::dump::run(args),
         args::Verb::Calls(args) => commands::calls::run(args),
+        args::Verb::Replay(args) => commands::replay::run(args),
         args::Verb::Bundle(args) => commands::bundle::run(args),
     };
     match result {

@@ -47,18 +47,20 @@ pub struct Plan {
     pub ledgers: Vec<Ledger>,
 }
 
-/// A stretch of time. What lies outside of it need not be decoded.
+/// A stretch of time, of all streams or of one. What lies outside of it need not be decoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Window {
     /// Its first moment; without one it begins where the trace does.
     pub from: Option<Tsc>,
     /// Its last moment.
     pub to: Option<Tsc>,
+    /// Only the stream of this index.
+    pub stream: Option<usize>,
 }
 
 impl Window {
     /// Everything.
-    pub const ALL: Self = Self { from: None, to: None };
+    pub const ALL: Self = Self { from: None, to: None, stream: None };
 }
 
 impl Plan {
@@ -70,6 +72,9 @@ impl Plan {
         }
         let mut kept = Vec::new();
         for stream in self.units.chunk_by(|a, b| a.stream == b.stream) {
+            if window.stream.is_some_and(|only| stream.iter().any(|unit| unit.stream != only)) {
+                continue;
+            }
             let mut now = Tsc(0);
             let times = stream.iter().map(|unit| {
                 now = time(unit).unwrap_or(now).max(now);
@@ -316,7 +321,7 @@ mod tests {
         let time = |unit: &Unit| (unit.bytes != 3).then_some(Tsc(unit.bytes * 10));
         let kept = |from: Option<u64>, to: Option<u64>| -> Vec<u64> {
             let mut plan = Plan { units: units.clone(), ledgers: Vec::new() };
-            plan.narrow(Window { from: from.map(Tsc), to: to.map(Tsc) }, time);
+            plan.narrow(Window { from: from.map(Tsc), to: to.map(Tsc), stream: None }, time);
             let of = |stream| plan.units.iter().filter(move |u| u.stream == stream).map(|u| u.bytes);
             assert!(of(0).eq(of(1)));
             of(0).collect()
@@ -327,6 +332,9 @@ mod tests {
         assert_eq!(kept(Some(50), None), [4, 5]);
         assert_eq!(kept(None, Some(9)), [0]);
         assert_eq!(kept(Some(30), Some(5)), []);
+        let mut plan = Plan { units: units.clone(), ledgers: Vec::new() };
+        plan.narrow(Window { stream: Some(1), ..Window::ALL }, time);
+        assert!(plan.units.len() == 6 && plan.units.iter().all(|unit| unit.stream == 1));
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod address;
 pub mod bolt;
 pub mod branches;
 pub mod budget;
+pub mod call_tree;
 pub mod check;
 pub mod chrome;
 pub mod counted_lines;

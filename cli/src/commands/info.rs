@@ -3,10 +3,7 @@
 use crate::args::{Common, InfoArgs};
 use crate::load::{self, Loaded};
 use anyhow::Context as _;
-use ptflow_decoder::packet::Packet;
 use ptflow_decoder::plan::plan;
-use ptflow_decoder::reader::Reader;
-use ptflow_decoder::units::Tsc;
 use ptflow_perf_import::PerfFile;
 use ptflow_perf_import::images::Status;
 use ptflow_perf_import::record::{branch_sample_type, kind};
@@ -127,26 +124,7 @@ fn gather(args: &Common, file: &PerfFile, loaded: &Loaded<'_>) -> Info {
             });
         }
     }
-    // The first TSC packet behind the first PSB of each stream.
-    let first_pt = outside.units.iter().filter_map(|unit| {
-        let stream = loaded.stream(unit.stream);
-        let mut reader = Reader::new(&stream.trace, unit.from);
-        let reference = reader.reference();
-        for _ in 0..64 {
-            match reader.read()? {
-                Ok((Packet::Tsc { tsc }, _)) => {
-                    let mut clock = ptflow_decoder::clock::Clock::new(config);
-                    clock.set_reference(reference);
-                    clock.tsc(tsc, 0);
-                    return clock.now();
-                }
-                Ok((_, len)) => reader.skip(len),
-                Err(_) => return None,
-            };
-        }
-        None::<Tsc>
-    });
-    let first_pt = first_pt.min();
+    let first_pt = loaded.first_pt();
     let hex = |id: &[u8]| id.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let images = loaded.store.files().iter().map(|image| {
         let mapped = &image.mapped;

@@ -13,7 +13,7 @@ use ptflow_decoder::profile::CodeAddr;
 use ptflow_decoder::run;
 use ptflow_decoder::units::Svma;
 use ptflow_decoder::walk::Engine;
-use ptflow_exporters::branches::{BranchWriter, Place};
+use ptflow_exporters::branches::BranchWriter;
 use ptflow_exporters::output::Output;
 use ptflow_perf_import::symbols::FunctionNames;
 
@@ -65,7 +65,7 @@ pub fn dump(args: &DumpArgs, loaded: &Loaded<'_>, output: Output) -> anyhow::Res
                     Entry::Stretch(stretch) => {
                         for step in steps(&images, stretch) {
                             let place = names.place(spaces, step.addr);
-                            let text = printer.as_mut().map(|printer| printer.text(&step, place));
+                            let text = printer.as_mut().map(|printer| printer.text(&step, place.address.1));
                             writer.instruction(ns(step.ordinal), tid, place, text)?;
                         }
                     }
@@ -81,15 +81,17 @@ pub fn dump(args: &DumpArgs, loaded: &Loaded<'_>, output: Output) -> anyhow::Res
 }
 
 /// One instruction of a stretch.
-struct Step<'m> {
-    addr: CodeAddr,
+pub struct Step<'m> {
+    /// Where.
+    pub addr: CodeAddr,
     mode: ExecMode,
     code: &'m [u8],
-    ordinal: u64,
+    /// When.
+    pub ordinal: u64,
 }
 
 /// The instructions of a stretch, one behind the other.
-fn steps<'m>(images: &Images<'m>, stretch: &Stretch) -> impl Iterator<Item = Step<'m>> {
+pub fn steps<'m>(images: &Images<'m>, stretch: &Stretch) -> impl Iterator<Item = Step<'m>> {
     let Stretch { mut start, mode, count, ordinal } = *stretch;
     (0..count).rev().map_while(move |left| {
         let code = images.get(start.image?)?.code_at(Svma(start.addr))?;
@@ -101,14 +103,15 @@ fn steps<'m>(images: &Images<'m>, stretch: &Stretch) -> impl Iterator<Item = Ste
 }
 
 /// Instructions as text, as objdump writes them.
-struct Disassembler {
+pub struct Disassembler {
     formatter: GasFormatter,
     instruction: Instruction,
     text: String,
 }
 
 impl Disassembler {
-    fn new() -> Self {
+    /// One for all.
+    pub fn new() -> Self {
         let mut formatter = GasFormatter::new();
         let options = formatter.options_mut();
         options.set_space_after_operand_separator(false);
@@ -118,14 +121,14 @@ impl Disassembler {
     }
 
     /// The text, with targets as runtime addresses.
-    fn text(&mut self, step: &Step<'_>, place: Place<'_>) -> &str {
+    pub fn text(&mut self, step: &Step<'_>, ip: u64) -> &str {
         let bits = match step.mode {
             ExecMode::Bits16 => 16,
             ExecMode::Bits32 => 32,
             ExecMode::Bits64 => 64,
         };
         self.text.clear();
-        let mut decoder = Decoder::with_ip(bits, step.code, place.address.1, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(bits, step.code, ip, DecoderOptions::NONE);
         decoder.decode_out(&mut self.instruction);
         self.formatter.format(&self.instruction, &mut self.text);
         &self.text

@@ -8,3 +8,4 @@ pub mod dump;
 pub mod info;
 pub mod instructions;
 pub mod profile;
+pub mod replay;

@@ -5,3 +5,4 @@ pub mod branches;
 pub mod calls;
 pub mod instructions;
 pub mod invocations;
+pub mod replay;

@@ -6,6 +6,7 @@ mod spaces;
 
 pub use search::{ImageSearch, Status};
 
+use crate::lines::Lines;
 use crate::process::{FileId, MappedFile};
 use crate::symbols::{FunctionNames, SymbolTable};
 use crate::{Capture, Pid};
@@ -157,6 +158,11 @@ impl ImageStore {
         self.file(image).map(ImageFile::symbols).unwrap_or_default()
     }
 
+    /// The source lines of an image; what is asked for is read then.
+    pub fn lines(&self, image: ImageId) -> Lines<'_> {
+        self.file(image).map(ImageFile::lines).unwrap_or_default()
+    }
+
     /// The code with the functions in it, and their names. The images of one file share their functions.
     pub fn images_with_functions(&self) -> (Images<'_>, FunctionNames) {
         let mut names = FunctionNames::default();
@@ -216,6 +222,12 @@ impl ImageFile {
     pub fn symbols(&self) -> SymbolTable<'_> {
         let Some(elf) = &self.elf else { return SymbolTable::default() };
         SymbolTable::read(&elf.map, self.debug.as_ref().map(|(_, debug)| &debug.map[..]))
+    }
+
+    /// Its source lines; those of the debug file where it has none itself.
+    pub fn lines(&self) -> Lines<'_> {
+        let elfs = self.elf.iter().chain(self.debug.iter().map(|(_, elf)| elf));
+        Lines::read(elfs.map(|elf| &elf.map[..]))
     }
 
     /// The stated address of a file offset; where the file is missing, the offset itself.

@@ -1,0 +1,241 @@
+//! `ptflow replay`: one invocation in full detail.
+
+use crate::args::{Moment, ReplayArgs, Usage};
+use crate::call_stacks;
+use crate::load::{self, Loaded};
+use crate::progress::Progress;
+use crate::replay::pick::{self, Choice, Nowhere, Rank, Source};
+use crate::replay::{Session, listing, part, tree};
+use anyhow::{Context as _, bail};
+use ptflow_decoder::jobs::invocations::Recursion;
+use ptflow_decoder::jobs::replay::Detail;
+use ptflow_decoder::plan::Window;
+use ptflow_decoder::units::Ns;
+use ptflow_exporters::call_tree::text::Style;
+use ptflow_exporters::call_tree::{CallTree, VERSION, compare, text};
+use ptflow_exporters::output::Output;
+use std::io::{self, BufWriter, IsTerminal as _, Write};
+use std::path::{Path, PathBuf};
+
+/// Columns where no terminal says how many it has.
+const WIDTH: usize = 100;
+/// Paths that a comparison lists.
+const ROWS: usize = 15;
+
+/// What an invocation is compared with.
+enum Against {
+    Rank(Rank),
+    File(PathBuf),
+}
+
+/// Runs the verb.
+pub fn run(args: &ReplayArgs) -> anyhow::Result<()> {
+    let against = args.against.as_deref().map(against).transpose()?;
+    let file = load::open(&args.common)?;
+    let loaded = Loaded::new(&file, &args.common)?;
+    loaded.needs_trace()?;
+    let pool = load::pool(&args.common)?;
+    let (images, functions) = loaded.store.images_with_functions();
+    let owners = call_stacks::owners(&loaded);
+    let mut session = Session {
+        loaded: &loaded,
+        images: &images,
+        functions: &functions,
+        owners,
+        pool: &pool,
+        wanted: vec![],
+    };
+    session.wanted = session.known().find_all(&args.which.function, args.which.regex)?;
+    tell_ambiguous(&session, args);
+    let session = session;
+    let progress = Progress::new(loaded.bytes(), args.common.quiet || args.common.no_progress);
+    let add = |bytes| progress.add(bytes);
+    let recursion = if args.which.recursive { Recursion::All } else { Recursion::Outermost };
+    let source = Source { index: args.index.as_deref(), recursion, progress: &add };
+    let mut ranks = Vec::new();
+    ranks.extend(args.slowest.map(Rank::Slowest));
+    ranks.extend(args.nth.map(Rank::Nth));
+    let other_rank = match &against {
+        Some(Against::Rank(rank)) => Some(*rank),
+        _ => None,
+    };
+    ranks.extend(other_rank);
+    let mut choices =
+        if ranks.is_empty() { Vec::new() } else { pick::by_rank(&session, &source, &ranks)? }.into_iter();
+    let this = match args.at {
+        Some(at) => {
+            let (stack, detail) = pick::at(&session, moment(&loaded, at)?)?;
+            let window = session.window(stack, Some(detail.start), Some(detail.end));
+            Replayed::new(&session, stack, detail, window)
+        }
+        None => again(&session, choices.next())?,
+    };
+    let other = match &against {
+        None => None,
+        Some(Against::Rank(_)) => Some(again(&session, choices.next())?),
+        Some(Against::File(path)) => Some(Replayed::saved(path)?),
+    };
+    drop(progress);
+    let cannot = || format!("cannot write {}", args.output.display());
+    let mut out = BufWriter::new(Output::create(&args.output).with_context(cannot)?);
+    write(&mut out, args, &session, &this, other.as_ref()).with_context(cannot)?;
+    let output = out.into_inner().map_err(io::IntoInnerError::into_error).with_context(cannot)?;
+    output.commit().with_context(cannot)
+}
+
+/// An invocation, decoded again; only its tree where it comes out of a file.
+struct Replayed {
+    tree: CallTree,
+    decoded: Option<(usize, Detail, Window)>,
+}
+
+impl Replayed {
+    fn new(session: &Session<'_>, stack: usize, detail: Detail, window: Window) -> Self {
+        Self { tree: tree::named(session, stack, &detail), decoded: Some((stack, detail, window)) }
+    }
+
+    fn saved(path: &Path) -> anyhow::Result<Self> {
+        let name = path.display();
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read {name}"))?;
+        let what = || format!("{name} is no invocation that ptflow replay --json saved");
+        let tree: CallTree = serde_json::from_slice(&bytes).with_context(what)?;
+        if tree.ptflow_replay != VERSION {
+            bail!("{name} is of another version of ptflow; make it anew: ptflow replay --json");
+        }
+        Ok(Self { tree, decoded: None })
+    }
+}
+
+fn again(session: &Session<'_>, choice: Option<Choice>) -> anyhow::Result<Replayed> {
+    let Some(choice) = choice else { bail!("there is no such invocation") };
+    let mut window = session.window(choice.stack, Some(choice.start), Some(choice.end));
+    let Ok((mut detail, _)) = session.replay(choice.stack, choice.which(), window, Nowhere);
+    if detail.is_none() {
+        // Without times in the trace there is no shorter way.
+        window = session.window(choice.stack, None, None);
+        detail = session
+            .replay(choice.stack, choice.which(), window, Nowhere)
+            .map(|found| found.0)
+            .unwrap_or(None);
+    }
+    let Some(detail) = detail else {
+        bail!(
+            "the invocation at {} on thread {} is not there; is the index of this capture?",
+            choice.start,
+            choice.tid
+        );
+    };
+    Ok(Replayed::new(session, choice.stack, detail, window))
+}
+
+fn against(text: &str) -> anyhow::Result<Against> {
+    if text == "median" {
+        return Ok(Against::Rank(Rank::Median));
+    }
+    match text.parse::<usize>() {
+        Ok(0) => Err(Usage("--against 0: ranks begin at 1".to_owned()).into()),
+        Ok(rank) => Ok(Against::Rank(Rank::Slowest(rank))),
+        Err(_) => Ok(Against::File(PathBuf::from(text))),
+    }
+}
+
+fn moment(loaded: &Loaded<'_>, at: Moment) -> anyhow::Result<Ns> {
+    match at {
+        Moment::Clock(ns) => Ok(Ns(ns)),
+        Moment::SinceFirst(ns) => match (loaded.capture_first_pt(), loaded.capture.config.time) {
+            (Some(first), Some(time)) => Ok(Ns(time.to_ns(first).0.saturating_add(ns))),
+            _ => bail!("the trace has no time to count from; choose by rank: --slowest or --nth"),
+        },
+    }
+}
+
+/// Several functions of one plain name: says so, and which they are.
+fn tell_ambiguous(session: &Session<'_>, args: &ReplayArgs) {
+    let plain = !args.which.regex && !args.which.function.iter().any(|name| name.contains(['*', '?']));
+    if session.wanted.len() <= args.which.function.len() || !plain || args.common.quiet {
+        return;
+    }
+    let known = session.known();
+    let homes = known.homes();
+    let place = |id| {
+        let home = homes.get(id)?;
+        Some(format!("{} in {} at {}", session.functions.get(*id), home.file, home.start))
+    };
+    let all: Vec<String> = session.wanted.iter().filter_map(place).collect();
+    eprintln!(
+        "ptflow: {} is {} functions: {}; all are taken, one image's alone: --function FILE:NAME",
+        args.which.function.join(", "),
+        all.len(),
+        all.join(", ")
+    );
+}
+
+fn write(
+    out: &mut impl Write,
+    args: &ReplayArgs,
+    session: &Session<'_>,
+    this: &Replayed,
+    other: Option<&Replayed>,
+) -> io::Result<()> {
+    let terminal = args.output.as_os_str() == "-" && io::stdout().is_terminal();
+    let width = terminal_width(terminal);
+    if args.json {
+        serde_json::to_writer_pretty(&mut *out, &this.tree)?;
+        return writeln!(out);
+    }
+    if let Some(other) = other {
+        return write_difference(out, args, session, [this, other], width);
+    }
+    let colour = terminal && std::env::var_os("NO_COLOR").is_none();
+    let style = match args.all {
+        true => Style { width, colour, depth: usize::MAX, least: 0 },
+        false => Style { width, colour, depth: 12, least: 200 },
+    };
+    text::write(out, &this.tree, style)?;
+    if let (true, Some((stack, detail, window))) = (args.instructions, &this.decoded) {
+        writeln!(out)?;
+        listing::write(out, session, *stack, detail, *window, args.unfolded)?;
+    }
+    Ok(())
+}
+
+fn write_difference(
+    out: &mut impl Write,
+    args: &ReplayArgs,
+    session: &Session<'_>,
+    [this, other]: [&Replayed; 2],
+    width: usize,
+) -> io::Result<()> {
+    let name = match (args.against.as_deref(), args.slowest, args.nth) {
+        (Some("median"), ..) => "median".to_owned(),
+        (Some(rank), ..) if rank.parse::<usize>().is_ok() => format!("slowest {rank}"),
+        _ => "other".to_owned(),
+    };
+    let titles = ["this", name.as_str()];
+    compare::write(out, [&this.tree, &other.tree], titles, ROWS, width)?;
+    writeln!(out)?;
+    let rows = compare::rows(&this.tree, &other.tree);
+    for side in [0, 1] {
+        let Some(row) = compare::first_only(&rows, side) else { continue };
+        let Some(node) = row.sides[side] else { continue };
+        let [.., caller, callee] = row.path[..] else { continue };
+        let place = node.called_at.as_ref().map_or(String::new(), |place| format!("at {place} "));
+        writeln!(out, "{place}{caller} calls {callee} in {} only", titles[side])?;
+    }
+    if let (Some((stack, detail, window)), Some((other_stack, other_detail, other_window))) =
+        (&this.decoded, &other.decoded)
+    {
+        let this = part::Side { stack: *stack, detail, window: *window };
+        let other = part::Side { stack: *other_stack, detail: other_detail, window: *other_window };
+        part::write(out, session, [this, other], titles)?;
+    }
+    Ok(())
+}
+
+/// The terminal's columns. `COLUMNS` says it where it is set, for a terminal or not.
+fn terminal_width(terminal: bool) -> usize {
+    let told = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    let asked =
+        || terminal.then(terminal_size::terminal_size).flatten().map(|(width, _)| usize::from(width.0));
+    told.or_else(asked).unwrap_or(WIDTH).clamp(60, 400)
+}

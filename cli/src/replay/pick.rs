@@ -1,0 +1,267 @@
+//! Which invocation: by its rank among all, in duration or in time, or by a moment in it.
+
+use super::Session;
+use crate::find_invocations::{What, find_invocations};
+use crate::index;
+use anyhow::bail;
+use ptflow_decoder::jobs::calls::{FrameName, FrameSink};
+use ptflow_decoder::jobs::invocations::{Begin, Durations, Invocation, Recursion};
+use ptflow_decoder::jobs::replay::{Detail, Which};
+use ptflow_decoder::ledger::LossReason;
+use ptflow_decoder::units::Ns;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
+use std::convert::Infallible;
+use std::path::Path;
+
+/// An invocation as it was found, enough to find it again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Choice {
+    pub stack: usize,
+    pub tid: u32,
+    pub start: Ns,
+    pub end: Ns,
+    pub instructions: u64,
+}
+
+impl Choice {
+    fn duration(&self) -> u64 {
+        self.end.0.saturating_sub(self.start.0)
+    }
+
+    /// How to find it again.
+    pub fn which(&self) -> Which {
+        Which::Known { start: self.start, end: self.end, instructions: self.instructions }
+    }
+}
+
+/// A rank among the complete invocations, from 1.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rank {
+    /// By duration, the slowest first; of equal ones the earlier.
+    Slowest(usize),
+    /// By start, then thread.
+    Nth(usize),
+    /// The one at ⌈n/2⌉ by (duration, start, thread).
+    Median,
+}
+
+/// Where invocations are known from.
+#[derive(Clone, Copy)]
+pub struct Source<'s> {
+    /// An index, or else the capture itself.
+    pub index: Option<&'s Path>,
+    /// Inner invocations of recursive functions are some, too.
+    pub recursion: Recursion,
+    /// Told bytes that are done, in a pass over the capture.
+    pub progress: &'s (dyn Fn(u64) + Sync),
+}
+
+impl Source<'_> {
+    /// Every complete invocation; the others are counted.
+    fn each(&self, session: &Session<'_>, mut take: impl FnMut(Choice)) -> anyhow::Result<Counts> {
+        let mut counts = Counts::default();
+        let Some(path) = self.index else {
+            let what = What::Functions(session.wanted.clone(), self.recursion);
+            let found = |invocation: Invocation| {
+                counts.add(invocation.is_complete(), invocation.began == Begin::Seen);
+                if invocation.is_complete() {
+                    let Invocation { stack, start, end, instructions, .. } = invocation;
+                    let tid = session.owners.get(stack).map_or(0, |owner| owner.tid);
+                    take(Choice { stack, tid, start, end, instructions });
+                }
+                Ok::<(), Infallible>(())
+            };
+            let Session { loaded, images, pool, .. } = *session;
+            let Ok(_) = find_invocations(loaded, images, pool, self.progress, &what, found);
+            return Ok(counts);
+        };
+        let stacks: HashMap<u32, usize> =
+            session.owners.iter().enumerate().map(|(stack, owner)| (owner.tid, stack)).collect();
+        let names: BTreeSet<&str> = session.wanted.iter().map(|id| session.functions.raw(*id)).collect();
+        index::read(path, &session.loaded.told_by(), |entry| {
+            if !names.contains(entry.function.as_str()) {
+                return Ok(());
+            }
+            counts.add(entry.complete, entry.complete);
+            let index::Entry { tid, start, end, instructions, complete, .. } = entry;
+            if let (true, Some(&stack)) = (complete, stacks.get(&tid)) {
+                take(Choice { stack, tid, start, end, instructions });
+            }
+            Ok(())
+        })?;
+        Ok(counts)
+    }
+}
+
+/// How many invocations there are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counts {
+    /// Beginning and end were seen.
+    pub complete: usize,
+    /// Cut off by a gap or the trace's ends.
+    pub cut: usize,
+}
+
+impl Counts {
+    fn add(&mut self, complete: bool, _: bool) {
+        self.complete += usize::from(complete);
+        self.cut += usize::from(!complete);
+    }
+}
+
+/// Keeps the first so many by an order.
+struct Best<K> {
+    limit: usize,
+    kept: BTreeSet<(K, Found)>,
+}
+
+type Found = (u64, u32, u64, u64, usize);
+
+impl<K: Ord> Best<K> {
+    fn new(limit: usize) -> Self {
+        Self { limit, kept: BTreeSet::new() }
+    }
+
+    fn add(&mut self, key: K, choice: Choice) {
+        let Choice { stack, tid, start, end, instructions } = choice;
+        self.kept.insert((key, (start.0, tid, end.0, instructions, stack)));
+        if self.kept.len() > self.limit {
+            self.kept.pop_last();
+        }
+    }
+
+    /// The last one kept, where there are as many as asked for.
+    fn last(self) -> Option<Choice> {
+        let (_, (start, tid, end, instructions, stack)) =
+            self.kept.last().filter(|_| self.kept.len() == self.limit)?;
+        Some(Choice {
+            stack: *stack,
+            tid: *tid,
+            start: Ns(*start),
+            end: Ns(*end),
+            instructions: *instructions,
+        })
+    }
+}
+
+/// The invocations at some ranks, in one pass over all; the median takes another one.
+pub fn by_rank(session: &Session<'_>, source: &Source<'_>, ranks: &[Rank]) -> anyhow::Result<Vec<Choice>> {
+    let mut durations = Durations::default();
+    let mut best: Vec<Best<Reverse<u64>>> = Vec::new();
+    let mut nth: Vec<Best<()>> = Vec::new();
+    for rank in ranks {
+        match rank {
+            Rank::Slowest(k) => best.push(Best::new(*k)),
+            Rank::Nth(k) => nth.push(Best::new(*k)),
+            Rank::Median => {}
+        }
+    }
+    let counts = source.each(session, |choice| {
+        durations.add(Ns(choice.duration()));
+        best.iter_mut().for_each(|best| best.add(Reverse(choice.duration()), choice));
+        nth.iter_mut().for_each(|best| best.add((), choice));
+    })?;
+    if counts.complete == 0 {
+        bail!("{}", nothing(session, counts));
+    }
+    let (mut best, mut nth) = (best.into_iter(), nth.into_iter());
+    let mut choices = Vec::new();
+    for rank in ranks {
+        let choice = match rank {
+            Rank::Slowest(_) => best.next().and_then(Best::last),
+            Rank::Nth(_) => nth.next().and_then(Best::last),
+            Rank::Median => median(session, source, &durations)?,
+        };
+        let Some(choice) = choice else {
+            bail!("there are only {} complete invocations{}", counts.complete, also_cut(counts));
+        };
+        choices.push(choice);
+    }
+    Ok(choices)
+}
+
+/// Those as long as the median stand in order of start: the rank says which of them it is.
+fn median(
+    session: &Session<'_>,
+    source: &Source<'_>,
+    durations: &Durations,
+) -> anyhow::Result<Option<Choice>> {
+    let Some(median) = durations.permille(500) else { return Ok(None) };
+    let rank = durations.count().div_ceil(2) - durations.between(Ns(0), median);
+    let mut best = Best::new(usize::try_from(rank)?);
+    source.each(session, |choice| {
+        if choice.duration() == median.0 {
+            best.add((), choice);
+        }
+    })?;
+    Ok(best.last())
+}
+
+fn nothing(session: &Session<'_>, counts: Counts) -> String {
+    let names: Vec<&str> = session.wanted.iter().take(3).map(|id| session.functions.get(*id)).collect();
+    let more = if session.wanted.len() > 3 { ", …" } else { "" };
+    let names = names.join(", ") + more;
+    if counts.cut > 0 {
+        format!(
+            "{names}: no invocation is complete{}; --at TIME shows one as far as it was seen",
+            also_cut(counts)
+        )
+    } else {
+        format!(
+            "{names}: never entered in this trace (inlined copies cannot be told from their callers); \
+             which functions are: ptflow calls --function '*'"
+        )
+    }
+}
+
+fn also_cut(counts: Counts) -> String {
+    match counts.cut {
+        0 => String::new(),
+        cut => format!(" ({cut} are cut off by a gap or by the ends of the trace)"),
+    }
+}
+
+/// So far before the moment decoding begins, in nanoseconds; then at the beginning.
+const STEPS: [u64; 3] = [1_000_000, 30_000_000, 1_000_000_000];
+
+/// The invocation that was going on at a moment, on any thread.
+pub fn at(session: &Session<'_>, moment: Ns) -> anyhow::Result<(usize, Detail)> {
+    let steps = STEPS.iter().map(|step| moment.0.checked_sub(*step).map(Ns)).chain([None]);
+    for from in steps {
+        let mut found = Vec::new();
+        for stack in 0..session.owners.len() {
+            let window = session.window(stack, from, None);
+            let Ok((detail, _)) = session.replay(stack, Which::At(moment), window, Nowhere);
+            found.extend(detail.map(|detail| (stack, detail)));
+        }
+        if found.len() > 1 {
+            let tids: Vec<String> =
+                found.iter().map(|(stack, _)| session.owners[*stack].tid.to_string()).collect();
+            bail!("several threads are in it at that time; choose one: --thread {}", tids.join(" | "));
+        }
+        if let Some(found) = found.pop() {
+            return Ok(found);
+        }
+    }
+    bail!("no thread is in it at that time, as far as the trace tells; when it is: ptflow calls --csv")
+}
+
+/// Takes frames that nobody wants.
+pub struct Nowhere;
+
+impl FrameSink for Nowhere {
+    type Error = Infallible;
+
+    fn open(&mut self, _: usize, _: Ns, _: FrameName, _: bool) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    fn close(&mut self, _: usize, _: Ns) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    fn gap(&mut self, _: usize, _: Ns, _: Ns, _: LossReason) -> Result<(), Infallible> {
+        Ok(())
+    }
+}

@@ -1,0 +1,112 @@
+//! From the decoder's tree, of ids, to the exporters', of names and source lines.
+
+use super::Session;
+use ptflow_decoder::image::FunctionRole;
+use ptflow_decoder::jobs::calls::FrameName;
+use ptflow_decoder::jobs::invocations::End;
+use ptflow_decoder::jobs::replay::{Detail, Node};
+use ptflow_decoder::profile::CodeAddr;
+use ptflow_decoder::units::{ImageId, Svma};
+use ptflow_exporters::call_tree::{self, CallTree, VERSION};
+use ptflow_perf_import::lines::Lines;
+use std::collections::HashMap;
+
+/// Source lines of all images; an image's are read when one is asked for.
+pub struct AllLines<'s> {
+    session: &'s Session<'s>,
+    images: HashMap<ImageId, Lines<'s>>,
+}
+
+impl<'s> AllLines<'s> {
+    /// Of a capture.
+    pub fn new(session: &'s Session<'s>) -> Self {
+        Self { session, images: HashMap::new() }
+    }
+
+    /// `file:line` of the instruction at an address.
+    pub fn at(&mut self, addr: CodeAddr) -> Option<String> {
+        let image = addr.image?;
+        let store = &self.session.loaded.store;
+        let lines = self.images.entry(image).or_insert_with(|| store.lines(image));
+        let line = lines.at(Svma(addr.addr))?;
+        Some(format!("{}:{}", line.file_name(), line.line))
+    }
+
+    /// The line of the call that returns to an address: that of the byte before.
+    fn call_before(&mut self, returns_to: CodeAddr) -> Option<String> {
+        self.at(CodeAddr { addr: returns_to.addr.checked_sub(1)?, ..returns_to })
+    }
+}
+
+/// The name of a function and how far in it an address is, or what else there is to say.
+pub fn symbol(session: &Session<'_>, addr: CodeAddr) -> String {
+    let known = addr.image.and_then(|image| {
+        let range = session.images.get(image)?.function_range(Svma(addr.addr))?;
+        let stub = if range.role == FunctionRole::Stub { "@plt" } else { "" };
+        let name = session.functions.get(range.function);
+        let name = if name.ends_with(stub) { name.to_owned() } else { format!("{name}{stub}") };
+        match addr.addr - range.start.0 {
+            0 => Some(name),
+            offset => Some(format!("{name}+{offset:#x}")),
+        }
+    });
+    known.unwrap_or_else(|| format!("{}{:#x}", image_before(session, addr.image), addr.addr))
+}
+
+fn image_before(session: &Session<'_>, image: Option<ImageId>) -> String {
+    image.map_or(String::new(), |image| format!("{}+", image_name(session, image)))
+}
+
+fn image_name(session: &Session<'_>, image: ImageId) -> String {
+    let path = session.loaded.store.file(image).map_or("?", |file| file.mapped.path.as_str());
+    path.rsplit('/').next().unwrap_or(path).to_owned()
+}
+
+/// What a frame is called.
+pub fn frame_name(session: &Session<'_>, frame: FrameName) -> String {
+    match frame {
+        FrameName::Function(id) => session.functions.get(id).to_owned(),
+        FrameName::Unnamed(addr) => format!("{}{:#x}", image_before(session, addr.image), addr.addr),
+        FrameName::Image(image) => format!("[{}]", image_name(session, image)),
+        FrameName::NoImage => "[no image]".to_owned(),
+        FrameName::Syscall => "[syscall]".to_owned(),
+        FrameName::Untraced => "[untraced]".to_owned(),
+    }
+}
+
+/// The tree with names.
+pub fn named(session: &Session<'_>, stack: usize, detail: &Detail) -> CallTree {
+    let owner = session.owners.get(stack);
+    let mut lines = AllLines::new(session);
+    let cut = match detail.ended {
+        End::Seen => None,
+        End::InGap => Some("a gap in the trace begins here; what came behind it is not known".to_owned()),
+        End::AfterTrace => Some("the thread's trace ends here".to_owned()),
+    };
+    CallTree {
+        ptflow_replay: VERSION,
+        tid: owner.map_or(0, |owner| owner.tid),
+        thread: owner.map_or(String::new(), |owner| owner.name.clone()),
+        start_ns: detail.start.0,
+        cut,
+        clock: if session.loaded.capture.config.time.is_some() { "ns" } else { "ticks" }.to_owned(),
+        root: node(session, detail, 0, &mut lines),
+    }
+}
+
+/// Recursion is as deep as the tree, which has a bound.
+fn node(session: &Session<'_>, detail: &Detail, at: usize, lines: &mut AllLines<'_>) -> call_tree::Node {
+    let Some(node) = detail.nodes.get(at) else { return call_tree::Node::default() };
+    let Node { calls, ns, longest, instructions, deeper, .. } = *node;
+    call_tree::Node {
+        name: frame_name(session, node.what),
+        called_at: node.returns_to.and_then(|returns_to| lines.call_before(returns_to)),
+        calls,
+        ns,
+        longest_ns: longest,
+        instructions,
+        first_ns: node.first.0.0.saturating_sub(detail.start.0),
+        deeper,
+        children: node.children.iter().map(|child| self::node(session, detail, *child, lines)).collect(),
+    }
+}

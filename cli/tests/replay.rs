@@ -1,0 +1,227 @@
+//! `ptflow replay` on the shipped sample: the planted request, its calls, its instructions, and what sets it apart.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+fn sample() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench-traces/samples/requests")
+}
+
+fn ptflow(verb: &str, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ptflow"))
+        .arg(verb)
+        .arg(sample().join("perf.data"))
+        .arg("--images")
+        .arg(sample())
+        .args(args)
+        .env_remove("COLUMNS")
+        .output()
+        .expect("ptflow runs")
+}
+
+#[track_caller]
+fn text(verb: &str, args: &[&str]) -> String {
+    let output = ptflow(verb, args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// The thread's instructions, all of them.
+fn dumped(tid: &str) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_ptflow"))
+        .args(["dump", "instructions"])
+        .arg(sample().join("perf.data"))
+        .arg("--images")
+        .arg(sample())
+        .args(["--thread", tid])
+        .output()
+        .expect("ptflow runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn json(verb: &str, args: &[&str]) -> serde_json::Value {
+    serde_json::from_str(&text(verb, args)).expect("JSON")
+}
+
+#[track_caller]
+fn refused(args: &[&str], status: i32, expected: &str) {
+    let output = ptflow("replay", args);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(status), "{error}");
+    assert!(error.contains(expected), "{error}");
+}
+
+const REQUEST: [&str; 2] = ["--function", "handle_request"];
+
+fn replay(args: &[&str]) -> serde_json::Value {
+    json("replay", &[&REQUEST[..], args, &["--json"]].concat())
+}
+
+/// The node at a path of names.
+fn node<'j>(tree: &'j serde_json::Value, path: &[&str]) -> &'j serde_json::Value {
+    path.iter().fold(&tree["root"], |node, name| {
+        let children = node["children"].as_array().expect("children");
+        children.iter().find(|child| child["name"] == *name).unwrap_or_else(|| panic!("{name} in {node:#}"))
+    })
+}
+
+/// The line of the program's source that holds a text once.
+fn source_line(code: &str) -> String {
+    let source = std::fs::read_to_string(sample().join("requests.c")).expect("the source");
+    let lines: Vec<usize> =
+        source.lines().zip(1..).filter(|(line, _)| line.contains(code)).map(|(_, number)| number).collect();
+    let [line] = lines[..] else { panic!("{code} in {lines:?}") };
+    format!("requests.c:{line}")
+}
+
+/// The only PUT stores when the table is full: all 3,072 items are inserted anew, and what is called where stands in the
+/// source.
+#[test]
+fn the_tree_of_the_slowest_request() {
+    let tree = replay(&["--slowest"]);
+    let calls = json("calls", &[&REQUEST[..], &["--json"]].concat());
+    let slowest = &calls["slowest"][0];
+    assert_eq!(tree["tid"], slowest["tid"]);
+    assert_eq!(tree["start_ns"], slowest["start_ns"]);
+    assert_eq!(tree["root"]["ns"], slowest["duration_ns"]);
+    assert_eq!(tree["root"]["instructions"], slowest["instructions"]);
+    let rehash = node(&tree, &["store", "rehash"]);
+    assert_eq!(rehash["calls"], 1);
+    assert_eq!(rehash["called_at"], source_line("table = rehash(table)"));
+    let insert = node(&tree, &["store", "rehash", "insert"]);
+    assert_eq!(insert["calls"], 3072);
+    assert_eq!(insert["called_at"], source_line("insert(wider, item)"));
+    assert_eq!(node(&tree, &["store", "rehash", "insert", "hash_name"])["calls"], 3072);
+    assert_eq!(node(&tree, &["store", "insert"])["calls"], 1);
+    assert_eq!(tree["root"]["called_at"], source_line("*sum += handle_request(text)"));
+}
+
+/// What is below a node took no longer and ran no more than the node.
+#[test]
+fn parts_are_no_more_than_the_whole() {
+    fn check(node: &serde_json::Value) {
+        for what in ["ns", "instructions"] {
+            let of = |node: &serde_json::Value| node[what].as_u64().expect("a number");
+            let below: u64 = node["children"].as_array().into_iter().flatten().map(of).sum();
+            assert!(below <= of(node), "{what} of {}", node["name"]);
+        }
+        node["children"].as_array().into_iter().flatten().for_each(check);
+    }
+    check(&replay(&["--slowest"])["root"]);
+    check(&replay(&["--nth", "100"])["root"]);
+}
+
+/// By rank, by a moment in it, with an index and without, with any number of threads: it is the same invocation.
+#[test]
+fn one_invocation_by_every_way() {
+    let folder = TempDir::new().expect("a folder");
+    let index = folder.path().join("index");
+    let index = index.to_str().expect("UTF-8");
+    let csv = text("calls", &[&REQUEST[..], &["--csv", "--index", index]].concat());
+    assert_eq!(std::fs::read_to_string(index).expect("an index").lines().count(), 400 + 3);
+    let mut all: Vec<(u64, u64, u64)> = csv
+        .lines()
+        .skip(1)
+        .map(|line| {
+            let fields: Vec<&str> = line.split(',').collect();
+            let number = |at: usize| fields[at].parse::<u64>().expect("a number");
+            (number(2), number(1), number(3))
+        })
+        .collect();
+    all.sort_unstable();
+    for nth in [1, 57, 400] {
+        let (start, tid, duration) = all[nth - 1];
+        let rank = nth.to_string();
+        let tree = replay(&["--nth", &rank]);
+        assert_eq!([&tree["start_ns"], &tree["tid"], &tree["root"]["ns"]], [start, tid, duration]);
+        assert_eq!(tree, replay(&["--nth", &rank, "--index", index]));
+        assert_eq!(tree, replay(&["--nth", &rank, "--threads", "1"]));
+        let middle = start + duration / 2;
+        let clock = format!("{}.{:09}", middle / 1_000_000_000, middle % 1_000_000_000);
+        let tid = tid.to_string();
+        assert_eq!(tree, replay(&["--at", &clock, "--thread", &tid]));
+        let first = json("info", &["--json"])["first_pt_ns"].as_u64().expect("a time");
+        assert_eq!(tree, replay(&["--at", &format!("+{}ns", middle - first), "--thread", &tid]));
+    }
+    all.sort_unstable_by_key(|(start, tid, duration)| (std::cmp::Reverse(*duration), *start, *tid));
+    assert_eq!(replay(&["--slowest", "7"])["root"]["ns"], all[6].2);
+}
+
+/// What the slow one did and the usual one did not comes first: it stored, and so it rehashed.
+#[test]
+fn against_the_median_the_planted_difference_is_first() {
+    let difference = text("replay", &[&REQUEST[..], &["--slowest", "--against", "median"]].concat());
+    let mut rows = difference.lines().skip_while(|line| !line.contains("own time, by path")).skip(1);
+    let first = rows.next().expect("a row");
+    assert!(first.contains("only here: store") && first.trim_start().starts_with("+135."), "{difference}");
+    assert!(rows.next().is_some_and(|line| line.contains("└ rehash, 135.")), "{difference}");
+    // route() ends with a jump to store(): it is the call of route() that store() returns to.
+    let called = source_line("= route(&request)");
+    assert!(
+        difference.contains(&format!("at {called} handle_request calls store in this only")),
+        "{difference}"
+    );
+    // The same against a saved one.
+    let folder = TempDir::new().expect("a folder");
+    let saved = folder.path().join("usual.json");
+    let saved = saved.to_str().expect("UTF-8");
+    text("replay", &[&REQUEST[..], &["--slowest", "200", "--json", "-o", saved]].concat());
+    let beside = |other| text("replay", &[&REQUEST[..], &["--slowest", "--against", other]].concat());
+    let table = |text: &str| -> Vec<String> {
+        text.lines().skip(3).take_while(|line| !line.is_empty()).map(str::to_owned).collect()
+    };
+    assert_eq!(table(&beside(saved)), table(&beside("200")));
+}
+
+/// The instructions are those of the thread's list from the first one on, as many as there are.
+#[test]
+fn the_instructions_are_those_executed() {
+    for rank in ["1", "2"] {
+        let tree = replay(&["--slowest", rank]);
+        let (start, count) = (&tree["start_ns"], tree["root"]["instructions"].as_u64().expect("a count"));
+        let args = [&REQUEST[..], &["--slowest", rank, "--instructions", "--unfolded"]].concat();
+        let listed = text("replay", &args);
+        let address =
+            |line: &str| line.split_whitespace().find(|word| word.starts_with("0x")).map(str::to_owned);
+        let listed: Vec<String> =
+            listed.lines().skip_while(|line| !line.contains("source")).skip(1).filter_map(address).collect();
+        assert_eq!(listed.len() as u64, count);
+        let all = dumped(&tree["tid"].to_string());
+        let mut all = all.lines().map(|line| line.split('\t').collect::<Vec<_>>());
+        // The first instruction of the function at that time.
+        let found =
+            all.find(|fields| fields[2] == listed[0] && fields[0] >= &*start.to_string()).expect("it ran");
+        let expected: Vec<&str> =
+            std::iter::once(found).chain(all).map(|fields| fields[2]).take(listed.len()).collect();
+        assert!(listed == expected);
+    }
+}
+
+#[test]
+fn loops_are_folded() {
+    let folded = text("replay", &[&REQUEST[..], &["--slowest", "--instructions"]].concat());
+    let list = || folded.lines().skip_while(|line| !line.contains("source"));
+    assert!(list().count() < 473_119 / 5, "{} lines", list().count());
+    // The last of the characters that a name is hashed by.
+    assert!(list().any(|line| line.contains("│ ┌ × 13 to 21")));
+    assert_eq!(
+        list().filter(|line| line.contains('┌')).count(),
+        list().filter(|line| line.contains('└')).count()
+    );
+}
+
+#[test]
+fn what_cannot_be_replayed_is_said() {
+    refused(&["--function", "handle_reqests", "--slowest"], 1, "there are: handle_request");
+    refused(&["--function", "abort", "--slowest"], 1, "abort: never entered in this trace");
+    refused(&["--function", "handle_request", "--slowest", "401"], 1, "only 400 complete invocations");
+    refused(&["--function", "handle_request", "--slowest", "0"], 2, "ranks begin at 1");
+    refused(&["--function", "handle_request"], 2, "--slowest");
+    refused(&["--slowest"], 2, "--function");
+    refused(&["--function", "handle_request", "--at", "noon"], 2, "a time is needed");
+    refused(&["--function", "handle_request", "--at", "1"], 1, "no thread is in it at that time");
+    refused(&["--function", "exit", "--slowest"], 1, "no invocation is complete (1 are cut off");
+    refused(&["--function", "handle_request", "--slowest", "--index", "/dev/null"], 1, "is no index");
+}

@@ -1,0 +1,324 @@
+//! One invocation in detail: its calls as a tree, and what interrupted it.
+//!
+//! Calls of one function by one caller, on the same path from the invocation, are one node with their sums: a loop of a
+//! million calls is a line. The tree's size is that of the code's paths, not of the trace.
+
+use super::calls::{Cut, FrameName, FrameSink};
+use super::invocations::{End, Invocation};
+use crate::image::FunctionId;
+use crate::ledger::LossReason;
+use crate::profile::CodeAddr;
+use crate::units::Ns;
+use std::collections::HashMap;
+
+/// Calls deeper than this are counted where they are too deep.
+const MAX_DEPTH: usize = 1000;
+/// So many paths are told apart.
+const MAX_NODES: usize = 1 << 20;
+/// So many interruptions are listed one by one.
+const MAX_EVENTS: usize = 1 << 20;
+
+/// All calls of one function on one path.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Node {
+    /// What.
+    pub what: FrameName,
+    /// Nodes below, in the order in which they first came.
+    pub children: Vec<usize>,
+    /// How many calls.
+    pub calls: u64,
+    /// Time in them, in what they called too.
+    pub ns: u64,
+    /// The longest of them.
+    pub longest: u64,
+    /// Instructions in them, in what they called too.
+    pub instructions: u64,
+    /// Where the first one returned to.
+    pub returns_to: Option<CodeAddr>,
+    /// When the first one began, and how many instructions of the invocation were before it.
+    pub first: (Ns, u64),
+    /// Calls below it that are not told apart: too deep, or too many paths.
+    pub deeper: u64,
+}
+
+/// Time without trace: a system call, a fault, another thread's turn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Interruption {
+    /// What.
+    pub what: FrameName,
+    /// When it began.
+    pub from: Ns,
+    /// When it ended.
+    pub to: Ns,
+    /// Instructions of the invocation before it.
+    pub instructions: u64,
+}
+
+/// Which invocation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Which {
+    /// The one with this start, end and number of instructions.
+    Known {
+        /// When it began.
+        start: Ns,
+        /// When it ended.
+        end: Ns,
+        /// Instructions in it.
+        instructions: u64,
+    },
+    /// The one that was going on at this time.
+    At(Ns),
+}
+
+/// An invocation in detail.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Detail {
+    /// When it began.
+    pub start: Ns,
+    /// When it ended.
+    pub end: Ns,
+    /// How it ended.
+    pub ended: End,
+    /// Instructions of its stack before it and up to its end, counted from where decoding began.
+    pub instructions: (u64, u64),
+    /// The first is the invocation itself.
+    pub nodes: Vec<Node>,
+    /// In order; no more than can be listed.
+    pub interruptions: Vec<Interruption>,
+}
+
+/// The invocation is found, and nothing behind it needs to be decoded; or else why a frame could not be taken.
+#[derive(Debug)]
+pub enum Stop<E> {
+    /// It is found.
+    Found,
+    /// It is not there: this is behind all that it could be.
+    Behind,
+    /// The sink that the frames are handed on to gave up.
+    Sink(E),
+}
+
+/// Finds one invocation of some functions on one stack, and hands its frames on to a sink.
+#[derive(Debug)]
+pub struct Replay<S> {
+    stack: usize,
+    wanted: Vec<bool>,
+    which: Which,
+    executed: u64,
+    returns_to: Option<CodeAddr>,
+    open: Vec<Open>,
+    children: HashMap<(usize, FrameName), usize>,
+    detail: Option<Detail>,
+    found: Option<Detail>,
+    sink: S,
+}
+
+/// An open frame; `node` is that of the one above where it is too deep.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    node: usize,
+    told: bool,
+    at: Ns,
+    executed: u64,
+}
+
+impl<S: FrameSink> Replay<S> {
+    /// Of any of these functions. The sink takes the frames of every invocation that may be the one.
+    pub fn new(stack: usize, functions: &[FunctionId], which: Which, sink: S) -> Self {
+        Self {
+            stack,
+            wanted: super::invocations::flags(functions),
+            which,
+            executed: 0,
+            returns_to: None,
+            open: Vec::new(),
+            children: HashMap::new(),
+            detail: None,
+            found: None,
+            sink,
+        }
+    }
+
+    /// What was found, and the sink.
+    pub fn finish(self) -> (Option<Detail>, S) {
+        (self.found, self.sink)
+    }
+
+    /// Control may be in it from here on.
+    fn may_begin(&self, at: Ns, name: FrameName, inferred: bool) -> bool {
+        let FrameName::Function(function) = name else { return false };
+        let by_time = match self.which {
+            Which::Known { start, .. } => at == start,
+            Which::At(time) => at <= time,
+        };
+        by_time && !inferred && self.wanted.get(function.0 as usize) == Some(&true)
+    }
+
+    fn is_it(&self, detail: &Detail) -> bool {
+        match self.which {
+            Which::Known { start, end, instructions } => {
+                let (from, to) = detail.instructions;
+                (start, end, instructions) == (detail.start, detail.end, to - from)
+            }
+            Which::At(time) => detail.start <= time && time <= detail.end,
+        }
+    }
+
+    fn is_behind(&self, at: Ns) -> bool {
+        match self.which {
+            Which::Known { start, .. } => at > start,
+            Which::At(time) => at > time,
+        }
+    }
+
+    /// The node of something below another node; `None` where no more are told apart.
+    fn child(&mut self, parent: usize, what: FrameName, at: Ns) -> Option<usize> {
+        let detail = self.detail.as_mut()?;
+        if let Some(node) = self.children.get(&(parent, what)) {
+            return Some(*node);
+        }
+        if detail.nodes.len() >= MAX_NODES || self.open.len() >= MAX_DEPTH {
+            return None;
+        }
+        let node = detail.nodes.len();
+        let before = self.executed.saturating_sub(detail.instructions.0);
+        detail.nodes.push(Node::new(what, self.returns_to.take(), (at, before)));
+        detail.nodes.get_mut(parent)?.children.push(node);
+        self.children.insert((parent, what), node);
+        Some(node)
+    }
+
+    fn begin(&mut self, at: Ns, name: FrameName) {
+        let root = Node::new(name, self.returns_to.take(), (at, 0));
+        self.children.clear();
+        self.open.clear();
+        self.detail = Some(Detail {
+            start: at,
+            end: at,
+            ended: End::Seen,
+            instructions: (self.executed, self.executed),
+            nodes: vec![root],
+            interruptions: Vec::new(),
+        });
+        self.open.push(Open { node: 0, told: true, at, executed: self.executed });
+    }
+
+    fn end(&mut self, at: Ns, ended: End) -> Result<(), Stop<S::Error>> {
+        let (Some(detail), Some(open)) = (&mut self.detail, self.open.pop()) else { return Ok(()) };
+        let Some(node) = detail.nodes.get_mut(open.node) else { return Ok(()) };
+        if open.told {
+            let ns = at.0.saturating_sub(open.at.0);
+            node.calls += 1;
+            node.ns = node.ns.saturating_add(ns);
+            node.longest = node.longest.max(ns);
+            node.instructions += self.executed.saturating_sub(open.executed);
+        } else {
+            node.deeper += 1;
+        }
+        let what = node.what;
+        if let FrameName::Syscall | FrameName::Untraced = what
+            && open.told
+            && detail.interruptions.len() < MAX_EVENTS
+        {
+            let instructions = open.executed.saturating_sub(detail.instructions.0);
+            detail.interruptions.push(Interruption { what, from: open.at, to: at, instructions });
+        }
+        if !self.open.is_empty() {
+            return Ok(());
+        }
+        detail.end = at;
+        detail.ended = ended;
+        detail.instructions.1 = self.executed;
+        let Some(detail) = self.detail.take() else { return Ok(()) };
+        if self.is_it(&detail) {
+            self.found = Some(detail);
+            return Err(Stop::Found);
+        }
+        Ok(())
+    }
+}
+
+impl Node {
+    fn new(what: FrameName, returns_to: Option<CodeAddr>, first: (Ns, u64)) -> Self {
+        Self {
+            what,
+            children: Vec::new(),
+            calls: 0,
+            ns: 0,
+            longest: 0,
+            instructions: 0,
+            returns_to,
+            first,
+            deeper: 0,
+        }
+    }
+}
+
+impl<S: FrameSink> FrameSink for &mut Replay<S> {
+    type Error = Stop<S::Error>;
+
+    fn open(&mut self, index: usize, at: Ns, name: FrameName, inferred: bool) -> Result<(), Self::Error> {
+        if index != self.stack {
+            return Ok(());
+        }
+        if self.detail.is_none() {
+            if self.is_behind(at) {
+                return Err(Stop::Behind);
+            }
+            if !self.may_begin(at, name, inferred) {
+                self.returns_to = None;
+                return Ok(());
+            }
+            self.begin(at, name);
+        } else {
+            let parent = self.open.last().map_or(0, |open| open.node);
+            let node = self.child(parent, name, at);
+            self.returns_to = None;
+            let executed = self.executed;
+            self.open.push(Open { node: node.unwrap_or(parent), told: node.is_some(), at, executed });
+        }
+        self.sink.open(index, at, name, inferred).map_err(Stop::Sink)
+    }
+
+    fn close(&mut self, index: usize, at: Ns) -> Result<(), Self::Error> {
+        if index != self.stack || self.detail.is_none() {
+            return Ok(());
+        }
+        self.sink.close(index, at).map_err(Stop::Sink)?;
+        self.end(at, End::Seen)
+    }
+
+    fn cut(&mut self, index: usize, at: Ns, why: Cut) -> Result<(), Self::Error> {
+        if index != self.stack || self.detail.is_none() {
+            return Ok(());
+        }
+        self.sink.cut(index, at, why).map_err(Stop::Sink)?;
+        self.end(at, if why == Cut::Gap { End::InGap } else { End::AfterTrace })
+    }
+
+    fn executed(&mut self, index: usize, instructions: u64) {
+        if index == self.stack {
+            self.executed = instructions;
+        }
+    }
+
+    fn returns_to(&mut self, index: usize, at: CodeAddr) {
+        if index == self.stack {
+            self.returns_to = Some(at);
+        }
+    }
+
+    fn gap(&mut self, index: usize, from: Ns, to: Ns, reason: LossReason) -> Result<(), Self::Error> {
+        if index != self.stack || self.detail.is_none() {
+            return Ok(());
+        }
+        self.sink.gap(index, from, to, reason).map_err(Stop::Sink)
+    }
+}
+
+impl From<&Invocation> for Which {
+    fn from(invocation: &Invocation) -> Self {
+        let Invocation { start, end, instructions, .. } = *invocation;
+        Self::Known { start, end, instructions }
+    }
+}
