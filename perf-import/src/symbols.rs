@@ -5,7 +5,9 @@
 //! overlap, the inner one has its bytes, and what is left of the outer one is a further part of it: so every address is in
 //! one function at most.
 
-use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget, SymbolKind};
+use object::{
+    Object, ObjectSection, ObjectSymbol, Relocation, RelocationFlags, RelocationTarget, SymbolKind, elf,
+};
 use ptflow_decoder::image::{FunctionId, FunctionRange, FunctionRole};
 use ptflow_decoder::units::Svma;
 use std::collections::{BTreeMap, HashMap};
@@ -59,7 +61,7 @@ impl<'d> SymbolTable<'d> {
         aliases.sort_unstable();
         aliases.dedup();
         let mut functions = functions(&candidates, &sections);
-        plt_stubs(&file, &mut functions);
+        plt_stubs(&file, &candidates, &mut functions);
         functions.sort_by_key(|function| (function.start, function.end));
         link_parts(&mut functions, &candidates);
         let ranges = disjoint(&functions);
@@ -334,23 +336,39 @@ fn disjoint(functions: &[Function<'_>]) -> Vec<(Svma, Svma, usize, FunctionRole)
 }
 
 /// Names PLT stubs by the slot that each jumps through.
-fn plt_stubs<'d>(file: &object::File<'d>, functions: &mut Vec<Function<'d>>) {
+fn plt_stubs<'d>(
+    file: &object::File<'d>,
+    candidates: &BTreeMap<u64, Candidate<'d>>,
+    functions: &mut Vec<Function<'d>>,
+) {
     let mut slots: HashMap<u64, &'d str> = HashMap::new();
     let table = file.dynamic_symbol_table();
-    for (slot, relocation) in file.dynamic_relocations().into_iter().flatten() {
-        if let RelocationTarget::Symbol(index) = relocation.target()
-            && let Some(table) = &table
-            && let Ok(symbol) = object::ObjectSymbolTable::symbol_by_index(table, index)
-            && let Ok(name) = symbol.name()
-        {
-            slots.insert(slot, name);
+    // What the slot of a stub will hold: a symbol's address, or what an IFUNC's resolver gives.
+    let resolver = |relocation: &Relocation| {
+        let by_resolver = RelocationFlags::Elf { r_type: elf::R_X86_64_IRELATIVE };
+        let address = (relocation.flags() == by_resolver).then(|| relocation.addend().cast_unsigned())?;
+        Some(candidates.get(&address)?.name)
+    };
+    let name_of = |relocation: &Relocation| match relocation.target() {
+        RelocationTarget::Symbol(index) => {
+            object::ObjectSymbolTable::symbol_by_index(table.as_ref()?, index).ok()?.name().ok()
         }
+        _ => resolver(relocation),
+    };
+    for (slot, relocation) in file.dynamic_relocations().into_iter().flatten() {
+        slots.extend(name_of(&relocation).map(|name| (slot, name)));
+    }
+    // A static program has no dynamic symbols: what it relocates itself stands with the section.
+    for section in file.sections().filter(|section| section.name().is_ok_and(|name| name.starts_with(".got")))
+    {
+        slots.extend(section.relocations().filter_map(|(slot, of)| Some((slot, resolver(&of)?))));
     }
     for section in file.sections() {
-        let Ok(name @ (".plt" | ".plt.sec" | ".plt.got")) = section.name() else { continue };
+        let Ok(".plt" | ".plt.sec" | ".plt.got") = section.name() else { continue };
         let Ok(bytes) = section.data() else { continue };
-        // Stubs have 16 bytes; those of .plt.got have 8 unless they begin with endbr64 (System V ABI for x86-64, 5.2).
-        let stub = if name == ".plt.got" && section.align() == 8 { 8 } else { 16 };
+        // Stubs have 16 bytes; those of .plt.got, and of static programs, have 8 unless they begin with endbr64 (System V ABI
+        // for x86-64, 5.2).
+        let stub = if section.align() == 8 { 8 } else { 16 };
         let starts = (section.address()..=u64::MAX).step_by(stub);
         for (code, start) in bytes.chunks(stub).zip(starts) {
             let raw = slot_of(code, start).and_then(|slot| slots.get(&slot)).copied().unwrap_or("");
@@ -371,7 +389,7 @@ fn slot_of(code: &[u8], start: u64) -> Option<u64> {
 fn readable(raw: &str, stub: bool) -> String {
     match (stub, raw) {
         (false, raw) => demangle(raw),
-        // The first entry of a PLT, or one whose slot is none of a symbol (an IFUNC's).
+        // The first entry of a PLT, or one whose slot is none of a symbol.
         (true, "") => "plt".to_owned(),
         (true, raw) => format!("{}@plt", demangle(raw)),
     }

@@ -3,9 +3,13 @@
 mod kit;
 
 use kit::{Random, story};
-use ptflow_perf_import::images::{ImageSearch, ImageStore};
-use ptflow_perf_import::{Capture, PerfFile, Pid};
+use ptflow_decoder::units::Ip;
+use ptflow_perf_import::images::{BinaryFile, ImageSearch, ImageStore};
+use ptflow_perf_import::symbols::SymbolTable;
+use ptflow_perf_import::write::{PerfWriter, TraceForm, Who, WriterConfig};
+use ptflow_perf_import::{Capture, Cpu, PerfFile, Pid, Tid};
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -99,6 +103,47 @@ fn survive(name: &str, bytes: &[u8], rounds: u64, limit: usize) {
     }
 }
 
+/// Opens variants of a program: damage all over it, and to its headers, symbols and relocations above all.
+fn survive_as_image(bytes: &[u8], rounds: u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("program");
+    let mut random = Random(7);
+    for seed in 1..=rounds {
+        let mut damaged = bytes.to_vec();
+        damage(&mut damaged, &mut Random(seed));
+        // The section headers lie at the end.
+        let tail = damaged.len().saturating_sub(4096);
+        if let Some(byte) = damaged.get_mut(tail + random.below(4096)) {
+            *byte ^= 1 << random.below(8);
+        }
+        std::fs::write(&path, &damaged).unwrap();
+        LARGEST.store(0, Relaxed);
+        let table = SymbolTable::read(&damaged, Some(bytes));
+        let _ = SymbolTable::read(bytes, Some(&damaged));
+        table.functions().iter().for_each(|function| assert!(function.name().len() < 1 << 17));
+        if let Some(file) = BinaryFile::open(&path) {
+            let _ = file.code();
+        }
+        let largest = LARGEST.load(Relaxed);
+        assert!(largest <= 64 * bytes.len(), "an image, seed {seed}: {largest} bytes at once");
+    }
+}
+
+/// A capture of AUX samples on two CPUs.
+fn aux_samples() -> Vec<u8> {
+    let form = TraceForm::Samples(512);
+    let config = WriterConfig { form, ..kit::config(kit::DEFAULT_EVENT, true) };
+    let mut w = PerfWriter::new(Cursor::new(Vec::new()), config).unwrap();
+    for step in 0..40u32 {
+        let who =
+            Who { pid: Pid(7), tid: Tid(7 + step % 3), cpu: Cpu(step % 2), time: 1_000 + u64::from(step) };
+        w.comm(who, "sampled", false).unwrap();
+        w.switch_cpu_wide(who, step % 2 == 0, (Pid(7), Tid(7 + (step + 1) % 3))).unwrap();
+        w.aux_sample(who, Ip(0x40_1000), &kit::trace(u64::from(step), 300)).unwrap();
+    }
+    w.finish().unwrap().into_inner()
+}
+
 /// One test: the watch sees all threads.
 #[test]
 fn damaged_captures() {
@@ -106,6 +151,7 @@ fn damaged_captures() {
     for per_cpu in [false, true] {
         survive("file", &story(Path::new("/no/such/image"), per_cpu).bytes, 800, SMALL);
     }
+    survive("AUX samples", &aux_samples(), 800, SMALL);
     let dir = tempfile::tempdir().unwrap();
     let record = |form: &str, command: &str| -> Option<Vec<u8>> {
         kit::output("sh", &["-c", command], dir.path())?;
@@ -122,6 +168,10 @@ fn damaged_captures() {
         record("zstd", "perf record -q -z -g -e cpu-clock -o perf.data ls -l /usr/lib >/dev/null")
     {
         survive("zstd", &bytes, 500, 300 << 20);
+    }
+    let source = "int puts(const char*); int main(void) { return puts(\"x\"); }";
+    if kit::output("sh", &["-c", &format!("echo '{source}' | cc -x c -o program -")], dir.path()).is_some() {
+        survive_as_image(&std::fs::read(dir.path().join("program")).unwrap(), 2_000);
     }
     if let Some(folder) = kit::captures("damaged_captures") {
         let bytes = std::fs::read(folder.join("quipper-intel_pt-4.14/perf.data.intel_pt-4.14")).unwrap();
