@@ -138,6 +138,9 @@ pub struct ProfileArgs {
     /// Check the profile against this binary, and fail where it does not fit [default: say so for formats of one binary]
     #[arg(long, value_name = "BINARY")]
     pub check: Option<PathBuf>,
+    /// What folded stacks are weighed by
+    #[arg(long, value_enum, default_value_t = StackWeight::Instructions)]
+    pub weight: StackWeight,
     /// How addresses are written
     #[arg(long, value_enum, default_value_t = Addresses::Image)]
     pub addresses: Addresses,
@@ -160,6 +163,29 @@ pub enum ProfileFormat {
     LlvmUnsymbolized,
     /// One binary's branches and straight code, for AutoFDO's create_llvm_prof and create_gcov --profiler=text
     Gcc,
+    /// One binary's calls, for go build -pgo
+    Go,
+    /// Call stacks with calls, instructions and time, for pprof
+    Pprof,
+    /// Call stacks, one a line, for flame graphs
+    Folded,
+    /// Calls, instructions and time of each function
+    Functions,
+}
+
+impl ProfileFormat {
+    /// It is made of call stacks, not of edges.
+    pub fn is_of_stacks(self) -> bool {
+        matches!(self, Self::Pprof | Self::Folded | Self::Functions)
+    }
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StackWeight {
+    /// Instructions executed
+    Instructions,
+    /// Nanoseconds, those spent in system calls too
+    Time,
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]

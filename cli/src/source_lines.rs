@@ -1,7 +1,7 @@
 //! The lines of a binary's source, as the exporters ask for them.
 
 use ptflow_exporters::sample_profile::{Frame, SourceLines};
-use ptflow_perf_import::dwarf::{SourceFrame, SourceMap};
+use ptflow_perf_import::dwarf::{DebugSections, SourceFrame, SourceMap};
 use std::cell::RefCell;
 
 /// A binary's DWARF.
@@ -12,9 +12,9 @@ pub struct DwarfLines<'d> {
 }
 
 impl<'d> DwarfLines<'d> {
-    /// Of an ELF file.
-    pub fn read(bytes: &'d [u8]) -> Self {
-        Self { map: SourceMap::read(bytes), scratch: RefCell::default() }
+    /// Of those sections.
+    pub fn read(sections: &'d DebugSections<'_>) -> Self {
+        Self { map: SourceMap::read(sections), scratch: RefCell::default() }
     }
 }
 
@@ -25,6 +25,7 @@ impl<'d> SourceLines<'d> for DwarfLines<'d> {
         frames.clear();
         frames.extend(found.iter().map(|frame| Frame {
             function: frame.function,
+            declared: frame.declared,
             line: frame.line,
             discriminator: frame.discriminator,
         }));

@@ -516,6 +516,35 @@ fn ranges_for_bolt_conserve_the_flow() {
     assert_eq!(into, left);
 }
 
+/// Every instruction is some function's own, and of one stack; pprof's message is not empty.
+#[test]
+fn stacks_have_all_instructions() {
+    let folder = TempDir::new().expect("a folder");
+    let report = folder.path().join("report");
+    let profile = |format: &str| {
+        let report = report.to_str().expect("UTF-8");
+        succeed(ptflow(&["profile"], &["--quiet", "--format", format, "--report", report]))
+    };
+    let functions = String::from_utf8(profile("functions")).expect("text");
+    let folded = String::from_utf8(profile("folded")).expect("text");
+    let report: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&report).expect("a report")).expect("JSON");
+    let all = report["instructions"].as_u64().expect("a number");
+    let sum = |line: &str, field: fn(&str) -> Option<&str>| -> u64 {
+        field(line).and_then(|text| text.parse().ok()).expect("a number")
+    };
+    let folded = folded.lines().map(|line| sum(line, |line| line.rsplit(' ').next()));
+    assert_eq!(folded.sum::<u64>(), all);
+    let rows: Vec<&str> = functions.lines().filter(|line| !line.starts_with('#')).collect();
+    let own: u64 = rows.iter().map(|line| sum(line, |line| line.split('\t').nth(2))).sum();
+    assert!(own <= all && own > all / 10 * 9, "{own} of {all} in functions");
+    // As calls counts it: 400 requests.
+    let calls = json(ptflow(&["calls"], &["--function", "handle_request", "--json"]));
+    let row = rows.iter().find(|row| row.starts_with("handle_request\t")).expect("the function");
+    assert_eq!(Some(sum(row, |line| line.split('\t').nth(1))), calls["count"].as_u64());
+    assert_eq!(profile("pprof")[..2], [0x1f, 0x8b]);
+}
+
 /// The check: of what was traced all fits; one record that the program cannot have made is named.
 #[test]
 fn a_profile_is_checked_against_the_binary() {

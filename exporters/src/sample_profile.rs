@@ -17,6 +17,8 @@ use std::collections::BTreeMap;
 pub struct Frame<'n> {
     /// The function's name as the linker has it.
     pub function: &'n str,
+    /// The line of the function's declaration.
+    pub declared: u32,
     /// Lines since the function's declaration.
     pub line: u32,
     /// The discriminator as DWARF has it.

@@ -21,7 +21,7 @@ const CODE: [u8; 0x11] =
 struct Source;
 
 fn frame(function: &'static str, line: u32, discriminator: u32) -> Frame<'static> {
-    Frame { function, line, discriminator }
+    Frame { function, declared: 7, line, discriminator }
 }
 
 impl SourceLines<'static> for Source {

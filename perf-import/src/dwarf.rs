@@ -7,6 +7,7 @@ use gimli::{
     AttributeValue, DebugInfoOffset, Dwarf, EndianSlice, LittleEndian, Unit, UnitOffset, constants as dw,
 };
 use object::{Object, ObjectSection};
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 type Reader<'d> = EndianSlice<'d, LittleEndian>;
@@ -17,10 +18,28 @@ type Entry<'d> = gimli::DebuggingInformationEntry<Reader<'d>>;
 pub struct SourceFrame<'d> {
     /// The function's name as the linker has it.
     pub function: &'d str,
+    /// The line that the function is declared at.
+    pub declared: u32,
     /// Lines since the one that the function is declared at, of which LLVM keeps 16 bits.
     pub line: u32,
     /// The discriminator as DWARF has it.
     pub discriminator: u32,
+}
+
+/// The sections of an ELF file that hold its DWARF.
+#[derive(Debug, Default)]
+pub struct DebugSections<'f>(HashMap<String, Cow<'f, [u8]>>);
+
+impl<'f> DebugSections<'f> {
+    /// Of a file; those that are compressed are unpacked.
+    pub fn of(file: &'f [u8]) -> Self {
+        let Ok(file) = object::File::parse(file) else { return Self::default() };
+        let sections = file.sections().filter_map(|section| {
+            let name = section.name().ok().filter(|name| name.starts_with(".debug_"))?;
+            Some((name.to_owned(), section.uncompressed_data().ok()?))
+        });
+        Self(sections.collect())
+    }
 }
 
 /// The lines of a binary.
@@ -79,11 +98,10 @@ const LONGEST_CHAIN: usize = 16;
 const DEEPEST: usize = 256;
 
 impl<'d> SourceMap<'d> {
-    /// Reads the DWARF of an ELF file; empty where there is none, and without what cannot be read.
-    pub fn read(bytes: &'d [u8]) -> Self {
-        let Ok(file) = object::File::parse(bytes) else { return Self::default() };
+    /// Reads what there is; empty where there is nothing, and without what cannot be read.
+    pub fn read(sections: &'d DebugSections<'_>) -> Self {
         let section = |id: gimli::SectionId| {
-            let data = file.section_by_name(id.name()).and_then(|section| section.data().ok());
+            let data = sections.0.get(id.name()).map(|data| &data[..]);
             Ok::<_, gimli::Error>(EndianSlice::new(data.unwrap_or_default(), LittleEndian))
         };
         let Ok(dwarf) = Dwarf::load(section) else { return Self::default() };
@@ -133,6 +151,7 @@ impl<'d> SourceMap<'d> {
         let Some(function) = self.function_at(addr) else { return };
         let place = |origin: Origin<'d>, line: u64, discriminator: u64| SourceFrame {
             function: origin.name,
+            declared: origin.declared as u32,
             line: line.wrapping_sub(origin.declared) as u32 & 0xffff,
             discriminator: discriminator as u32,
         };

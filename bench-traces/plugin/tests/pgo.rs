@@ -15,7 +15,7 @@ use ptflow_exporters::flow::Flow;
 use ptflow_exporters::ranges::{Entered, Ranges, StraightRange, derive};
 use ptflow_exporters::sample_profile::{Frame, SampleProfile, SourceLines};
 use ptflow_exporters::{bolt, counted_lines, llvm_extbinary, llvm_text};
-use ptflow_perf_import::dwarf::SourceMap;
+use ptflow_perf_import::dwarf::{DebugSections, SourceMap};
 use ptflow_perf_import::images::BinaryFile;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -179,6 +179,7 @@ impl<'d> SourceLines<'d> for Lines<'d> {
         frames.clear();
         let frame = |frame: ptflow_perf_import::dwarf::SourceFrame<'d>| Frame {
             function: frame.function,
+            declared: frame.declared,
             line: frame.line,
             discriminator: frame.discriminator,
         };
@@ -263,7 +264,8 @@ impl Bed {
 
         self.write("bolt.preagg", |out| bolt::write(out, &flow));
         self.write("unsymbolized", |out| counted_lines::write_unsymbolized(out, &flow, &code));
-        let samples = SampleProfile::new(&flow, &code, &Lines(SourceMap::read(binary.bytes())));
+        let sections = DebugSections::of(binary.bytes());
+        let samples = SampleProfile::new(&flow, &code, &Lines(SourceMap::read(&sections)));
         self.write("ours.text", |out| llvm_text::write(out, &samples));
         self.write("ours.binary", |out| llvm_extbinary::write(out, &samples));
         self.sample_profile_is_llvms();

@@ -9,3 +9,4 @@ pub mod info;
 pub mod instructions;
 pub mod profile;
 pub mod replay;
+mod stacks;

@@ -11,7 +11,8 @@ use ptflow_decoder::profile::EdgeKind;
 use ptflow_exporters::flow::Flow;
 use ptflow_exporters::output::Output;
 use ptflow_exporters::sample_profile::SampleProfile;
-use ptflow_exporters::{bolt, check, counted_lines, llvm_extbinary, llvm_text};
+use ptflow_exporters::{bolt, check, counted_lines, llvm_extbinary, llvm_text, pprof};
+use ptflow_perf_import::dwarf::DebugSections;
 use std::io::{BufWriter, Write};
 use std::time::Instant;
 
@@ -23,6 +24,9 @@ pub fn run(args: &ProfileArgs) -> anyhow::Result<()> {
         return Err(Usage(usage.to_owned()).into());
     }
     let pool = load::pool(&args.common)?;
+    if args.format.is_of_stacks() {
+        return super::stacks::run(args, &pool, started);
+    }
     let mut sources = Sources::read(args, &pool)?;
     let (ledgers, streams) = (std::mem::take(&mut sources.ledgers), std::mem::take(&mut sources.streams));
     let unknown = std::mem::take(&mut sources.unknown);
@@ -32,11 +36,7 @@ pub fn run(args: &ProfileArgs) -> anyhow::Result<()> {
     let branches = branches.fold(0, u64::saturating_add);
     match args.format {
         ProfileFormat::Edges => edges(args, sources)?,
-        ProfileFormat::BoltPreaggregated
-        | ProfileFormat::Llvm
-        | ProfileFormat::LlvmExtbinary
-        | ProfileFormat::LlvmUnsymbolized
-        | ProfileFormat::Gcc => of_binary(args, sources)?,
+        _ => of_binary(args, sources)?,
     }
     Outcome {
         folding: None,
@@ -84,27 +84,27 @@ fn of_binary(args: &ProfileArgs, mut sources: Sources) -> anyhow::Result<()> {
     }
     let code = binary.code();
     match args.format {
-        ProfileFormat::Llvm | ProfileFormat::LlvmExtbinary => {
-            let lines = DwarfLines::read(binary.bytes());
+        ProfileFormat::Llvm | ProfileFormat::LlvmExtbinary | ProfileFormat::Go => {
+            let sections = DebugSections::of(binary.bytes());
+            let lines = DwarfLines::read(&sections);
             if lines.map.is_empty() {
                 bail!(
                     "{} has no line tables; build it with -g (clang: -fdebug-info-for-profiling)",
                     binary.name
                 );
             }
-            let samples = SampleProfile::new(&flow, &code, &lines);
+            let samples = || SampleProfile::new(&flow, &code, &lines);
             match args.format {
-                ProfileFormat::Llvm => write(args, |out| llvm_text::write(out, &samples))?,
-                _ => write(args, |out| llvm_extbinary::write(out, &samples))?,
+                ProfileFormat::Llvm => write(args, |out| llvm_text::write(out, &samples()))?,
+                ProfileFormat::LlvmExtbinary => write(args, |out| llvm_extbinary::write(out, &samples()))?,
+                _ => write(args, |out| pprof::write_calls(out, &flow, &lines))?,
             }
         }
         ProfileFormat::LlvmUnsymbolized => {
             write(args, |out| counted_lines::write_unsymbolized(out, &flow, &code))?;
         }
         ProfileFormat::Gcc => write(args, |out| counted_lines::write_autofdo(out, &flow, &code))?,
-        ProfileFormat::Edges | ProfileFormat::BoltPreaggregated => {
-            write(args, |out| bolt::write(out, &flow))?
-        }
+        _ => write(args, |out| bolt::write(out, &flow))?,
     }
     let is_exact = sources.table.sampled().is_empty();
     check(args, &flow, &binary, is_exact)
@@ -123,7 +123,7 @@ fn check(args: &ProfileArgs, flow: &Flow, binary: &Binary, is_exact: bool) -> an
     Ok(())
 }
 
-fn write(
+pub(super) fn write(
     args: &ProfileArgs,
     content: impl FnOnce(&mut BufWriter<Output>) -> std::io::Result<()>,
 ) -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 
 pub mod between;
 pub mod branches;
+pub mod call_tree;
 pub mod calls;
 pub mod instructions;
 pub mod invocations;
