@@ -6,6 +6,7 @@ use crate::call_stacks::{self, StackOwner};
 use crate::load::{self, Loaded};
 use crate::progress::Progress;
 use crate::report::Outcome;
+use crate::unknown_code::UnknownCosts;
 use ptflow_decoder::jobs::call_tree::{CallNode, CallTree};
 use ptflow_decoder::jobs::calls::FrameName;
 use ptflow_decoder::ledger::Ledger;
@@ -25,6 +26,7 @@ pub fn run(args: &ProfileArgs, pool: &rayon::ThreadPool, started: Instant) -> an
     }
     let mut costs = Costs::default();
     let (mut ledgers, mut streams): (Vec<Ledger>, Vec<String>) = Default::default();
+    let mut unknown = UnknownCosts::default();
     let (mut bytes_in, mut instructions, mut segments) = (0, 0, 0);
     for path in std::iter::once(&args.common.capture).chain(&args.more) {
         let mut common = args.common.clone();
@@ -43,6 +45,10 @@ pub fn run(args: &ProfileArgs, pool: &rayon::ThreadPool, started: Instant) -> an
         instructions += folded.instructions;
         segments += folded.units;
         ledgers.extend(folded.ledgers);
+        for (code, cost) in folded.unknown {
+            let sum = unknown.entry(code).or_default();
+            (sum.bytes, sum.count) = (sum.bytes + cost.bytes, sum.count + cost.count);
+        }
         streams.extend(loaded.stream_names());
     }
     let costs = costs.costs;
@@ -59,7 +65,9 @@ pub fn run(args: &ProfileArgs, pool: &rayon::ThreadPool, started: Instant) -> an
         bytes_in,
         ledgers: &ledgers,
         streams: &streams,
+        unknown: &unknown,
         branches: None,
+        folding: None,
         instructions,
         segments,
         threads: pool.current_num_threads(),
