@@ -16,6 +16,7 @@
 //! *Invariant*: the graph grows with the code touched, never with the trace.
 
 mod build;
+pub(crate) mod compact;
 mod memo;
 pub(crate) mod window;
 
@@ -150,6 +151,7 @@ pub struct Graph {
     /// Where the [`Exit::Cross`]es met so far lead, in the space at hand.
     crossings: FxHashMap<NodeId, NodeId>,
     pub(crate) memo: memo::Memo,
+    pub(crate) compact: compact::Compact,
     /// Numbers of the spaces met so far, by where they lie in memory: they outlive the graph's work. Windows are of one
     /// space, and are good again when it comes back.
     spaces: FxHashMap<usize, u32>,
@@ -180,12 +182,20 @@ impl Graph {
             single_instructions: 0,
             crossings: FxHashMap::default(),
             memo: memo::Memo::default(),
+            compact: compact::Compact::default(),
             spaces: FxHashMap::default(),
             space: 0,
             mode: ExecMode::Bits64,
         };
         let nowhere = graph.push(UNPLACED, ExecMode::Bits64, Svma(0), FunctionAt::default());
         graph.nodes[nowhere.0 as usize].exit = Exit::Stop;
+        graph
+    }
+
+    /// A graph that is never walked: it stands in where another one is lent out.
+    pub(crate) fn stand_in() -> Self {
+        let mut graph = Self::new();
+        graph.ip_cache = Vec::new();
         graph
     }
 
@@ -382,6 +392,7 @@ impl Graph {
     /// Instructions executed.
     pub fn instructions(&mut self) -> u64 {
         self.settle();
+        self.settle_compact();
         let left = |node: &Node| (node.count[0] + node.count[1]) * u64::from(node.insns);
         let spilled =
             self.spill.iter().map(|(&(from, _), count)| count * u64::from(self.nodes[from.0 as usize].insns));
@@ -406,6 +417,7 @@ impl Graph {
     /// Everything counted, as rows in no order; a row may stand several times.
     pub fn rows(&mut self) -> Vec<EdgeRow> {
         self.settle();
+        self.settle_compact();
         let mut rows = Vec::with_capacity(self.nodes.len() * 2);
         let mut leavings: FxHashMap<NodeId, u64> = FxHashMap::default();
         for (&(from, to), &count) in &self.spill {

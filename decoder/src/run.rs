@@ -7,6 +7,7 @@ use crate::profile::{EdgeRow, merge_rows};
 use crate::reader::Reader;
 use crate::sink::{CountOnly, Sink};
 use crate::units::Tsc;
+use crate::walk::lanes::{LANES, walk_units};
 use crate::walk::{Context, Engine, UnitResult, Walker};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -44,6 +45,13 @@ pub fn count(contexts: &[Context<'_, '_>], options: &Options<'_>) -> Counts {
     let next = AtomicUsize::new(0);
     // Counts are the graph's, which knows no threads: what is not wanted goes to one that is thrown away.
     let all_wanted = contexts.iter().flat_map(|context| context.owners).all(|owner| owner.wanted);
+    // Units that wait in a lane are no other thread's: few are shared out one by one.
+    let threads = options.pool.current_num_threads();
+    let lanes = if units.len() >= 4 * LANES * threads || matches!(options.engine, Engine::Interrupted(_)) {
+        LANES
+    } else {
+        1
+    };
     let workers = options.pool.broadcast(|_| {
         let new_graph = || {
             let mut graph = Graph::new();
@@ -55,17 +63,23 @@ pub fn count(contexts: &[Context<'_, '_>], options: &Options<'_>) -> Counts {
         let mut graph = new_graph();
         let mut unwanted = (!all_wanted).then(new_graph);
         let mut done = Vec::new();
-        loop {
+        let next = || {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(unit) = units.get(index) else { break };
-            let mut sink = CountOnly;
-            let mut walker = walker(contexts, unit, &mut graph, &mut sink, options.engine);
-            if let Some(unwanted) = &mut unwanted {
-                walker = walker.with_unwanted(unwanted);
-            }
-            let result = walker.run();
-            (options.progress)(unit.bytes);
+            units.get(index).map(|unit| (index, unit))
+        };
+        let mut finished = |index: usize, result: UnitResult| {
+            (options.progress)(units[index].bytes);
             done.push((index, result.ledger));
+        };
+        match &mut unwanted {
+            None => walk_units(contexts, options.engine, &mut graph, lanes, next, finished),
+            Some(unwanted) => {
+                while let Some((index, unit)) = next() {
+                    let mut sink = CountOnly;
+                    let walker = walker(contexts, unit, &mut graph, &mut sink, options.engine);
+                    finished(index, walker.with_unwanted(unwanted).run());
+                }
+            }
         }
         let mut rows = graph.rows();
         merge_rows(&mut rows);

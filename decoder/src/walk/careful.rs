@@ -50,7 +50,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         match self.reader.read() {
             None => false,
             Some(Ok((packet, len))) if self.is_cyc_cut_by_overflow(packet, len) => {
-                self.advance(1);
+                self.advance_bytes(1);
                 self.ledger.decoded += 1;
                 true
             }
@@ -60,7 +60,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 true
             }
             Some(Ok((packet, len))) => {
-                self.advance(len);
+                self.advance_bytes(len);
                 let used = self.apply(packet);
                 self.undated(packet);
                 if packet != Packet::Pad {
@@ -83,7 +83,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             Some(Err(LexError::BadPacket)) => {
                 if self.errata.skz84 && self.reader.starts_with(&[0x02, 0x73]) {
                     // A corrupt TMA has a byte too many and tells nothing.
-                    self.advance(8);
+                    self.advance_bytes(8);
                     self.ledger.decoded += 8;
                 } else {
                     self.skip_to_psb();
@@ -110,7 +110,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         behind.at() > self.end
     }
 
-    pub(super) fn advance(&mut self, bytes: usize) {
+    pub(super) fn advance_bytes(&mut self, bytes: usize) {
         if self.reader.skip(bytes) {
             self.clock.set_reference(self.reader.reference());
         }
@@ -121,7 +121,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         if let Some(loss) = &mut self.loss {
             loss.bytes += bytes as u64;
         }
-        self.advance(bytes);
+        self.advance_bytes(bytes);
     }
 
     /// Bytes that are no packet: only a PSB is a safe point to go on from. Damage may end in a PSB, and what was taken
@@ -137,7 +137,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             Some(psb) if psb < at => {
                 self.lose_bytes(LossReason::BadPacket, 0);
                 let rest = PSB.len().saturating_sub(bytes_between(pieces, psb, at));
-                self.advance(rest);
+                self.advance_bytes(rest);
                 self.ledger.decoded += rest as u64;
                 self.apply(Packet::Psb);
             }

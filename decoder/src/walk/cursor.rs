@@ -86,6 +86,11 @@ impl ReturnStack {
         (self.depth > 0).then(|| self.slots[usize::from(self.top) % Self::DEPTH])
     }
 
+    /// How many addresses are on it.
+    pub fn depth(&self) -> usize {
+        usize::from(self.depth)
+    }
+
     /// The address below so many others, after the stack was higher by `rise` on the way, which drops the oldest.
     pub fn below(&self, others: usize, rise: u8) -> Option<ReturnAddress> {
         let depth = usize::from(self.depth).min(Self::DEPTH.saturating_sub(usize::from(rise)));

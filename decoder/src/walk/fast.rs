@@ -7,6 +7,7 @@
 //! before the call.
 
 use super::cursor::{Cursor, Place, ReturnAddress};
+use super::lanes::Bulk;
 use super::{Engine, Walker};
 use crate::graph::window::{Key, MTC};
 use crate::graph::{Exit, NOWHERE, Node, NodeId};
@@ -39,7 +40,10 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         if here.piece == self.end.piece {
             len = len.min(self.end.byte.saturating_sub(here.byte));
         }
-        let limit = len.saturating_sub(MAX_PACKET);
+        let mut limit = len.saturating_sub(MAX_PACKET);
+        if let Bulk::After(bytes) = self.bulk {
+            limit = limit.min(bytes);
+        }
         if limit == 0 {
             return;
         }
@@ -56,16 +60,36 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         } else {
             self.stretches(data, &mut used, limit, &mut node, &mut budget);
         }
+        if let Bulk::After(bytes) = self.bulk {
+            self.bulk = if used < bytes { Bulk::After(bytes - used) } else { Bulk::Soon };
+        }
         self.ledger.decoded += used as u64;
-        if self.reader.skip(used) {
-            self.clock.set_reference(self.reader.reference());
-        }
         if node != start || used > 0 {
-            self.cursor.place = match self.graph.ip_of(node) {
-                Some(ip) => Place::At(ip),
-                None => Place::Lost,
-            };
+            self.advance_to(node, used);
         }
+    }
+
+    fn advance_to(&mut self, node: NodeId, bytes: usize) {
+        self.advance_bytes(bytes);
+        self.cursor.place = match self.graph.ip_of(node) {
+            Some(ip) => Place::At(ip),
+            None => Place::Lost,
+        };
+    }
+
+    /// Follows the outcomes that are left in the queue.
+    pub(super) fn rest_of_packet(&mut self) {
+        if let Place::At(ip) = self.cursor.place {
+            let mut node = self.graph.node_at_ip(&self.code, self.cursor.mode, ip);
+            let data = self.reader.rest();
+            if node != NOWHERE && data.len() > MAX_PACKET {
+                let mut pos = 0;
+                self.outcomes(&mut node, data, &mut pos);
+                self.ledger.decoded += pos as u64;
+                self.advance_to(node, pos);
+            }
+        }
+        self.consume_tnt();
     }
 
     /// As [`Self::packets`], with windows where they are worth it.

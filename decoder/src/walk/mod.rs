@@ -7,15 +7,18 @@
 //! *Invariant*: rules are added to the careful walker only; stopping the fast one at any packet changes no result.
 
 mod bound;
+mod bulk;
 mod careful;
 pub(crate) mod cursor;
 mod enable;
 mod errata;
 mod fast;
+pub(crate) mod lanes;
 mod psb_plus;
 mod resync;
 mod space;
 mod steps;
+mod strip;
 
 use crate::clock::{Clock, Timeline};
 use crate::code::CodeView;
@@ -33,6 +36,7 @@ use crate::sink::{Branch, Event, Mark, Sink};
 use crate::stream::TraceStream;
 use crate::units::{AuxOffset, Ip};
 use cursor::{Cursor, Place};
+use lanes::Bulk;
 use space::first_space;
 
 /// What a walk needs to know besides the bytes, of one stream.
@@ -130,6 +134,7 @@ pub(crate) struct Walker<'w, 'a, 'm, S: Sink> {
     ledger: Ledger,
     loss: Option<OpenLoss>,
     engine: Engine,
+    bulk: Bulk,
     errata: Errata,
     /// The last packet but padding was a TNT or a TIP: one more TIP may be a deferred one.
     after_branches: bool,
@@ -173,6 +178,7 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
             ledger: Ledger::default(),
             loss: None,
             engine,
+            bulk: Bulk::Off,
             errata: Errata::of(context.config.cpu),
             after_branches: false,
             vain_looks: 0,
@@ -188,6 +194,13 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
 
     /// Walks the unit.
     pub fn run(mut self) -> UnitResult {
+        self.begin();
+        self.advance();
+        self.finish().0
+    }
+
+    /// Before anything else.
+    fn begin(&mut self) {
         self.clock.set_reference(self.reader.reference());
         self.packet_at = self.reader.offset();
         self.choose_owner();
@@ -197,8 +210,18 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
             self.is_whole = false;
             self.packet_at = self.reader.offset();
         }
+    }
+
+    /// Walks on; false at the unit's end, true where its lane is to go on.
+    fn advance(&mut self) -> bool {
+        if self.cursor.tnt.count > 0 {
+            self.rest_of_packet();
+        }
         while self.reader.at() < self.end {
             if self.can_run_fast() {
+                if self.is_for_bulk() {
+                    return true;
+                }
                 self.fast();
                 self.after_branches = true;
                 if self.cursor.tnt.count > 0 {
@@ -213,14 +236,20 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
                 break;
             }
         }
+        false
+    }
+
+    /// What came out; the graph and the sink are free again.
+    fn finish(mut self) -> (UnitResult, &'w mut Graph, &'w mut S) {
         self.seam();
         self.packet_at = self.reader.offset();
         self.close_loss();
-        UnitResult {
+        let result = UnitResult {
             ledger: self.ledger,
             timeline: if S::CLOCK { self.clock.finish() } else { Timeline::default() },
             end: self.mark,
-        }
+        };
+        (result, self.graph, self.sink)
     }
 
     fn can_run_fast(&self) -> bool {

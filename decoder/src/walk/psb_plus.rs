@@ -21,7 +21,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         }
         self.packet_at = self.reader.offset();
         while let Some(Ok((packet, len))) = self.reader.read() {
-            self.advance(len);
+            self.advance_bytes(len);
             self.apply(packet);
             if self.pending.psb.is_none() {
                 break;

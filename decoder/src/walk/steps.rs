@@ -167,12 +167,12 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
     /// The TIP that must follow here; padding may stand before it. It is taken out of the stream.
     fn deferred_tip(&mut self) -> Option<Ip> {
         while let Some(Ok((Packet::Pad, len))) = self.reader.peek() {
-            self.advance(len);
+            self.advance_bytes(len);
             self.ledger.decoded += len as u64;
         }
         let Some(Ok((Packet::Tip(payload), len))) = self.reader.peek() else { return None };
         let to = self.take_ip(payload).ok()??;
-        self.advance(len);
+        self.advance_bytes(len);
         self.ledger.decoded += len as u64;
         Some(to)
     }

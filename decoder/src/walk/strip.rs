@@ -1,0 +1,189 @@
+//! Strips a stretch of trace to its outcomes and targets: timing goes, and what is left needs no look at packets.
+
+use crate::code::CodeView;
+use crate::graph::compact::LINE;
+use crate::graph::window::MTC;
+use crate::graph::{Graph, NOWHERE};
+use crate::packet::peek::{ip_payload_at, long_tnt_at};
+use crate::packet::{ExecMode, LastIp};
+use crate::reader::MAX_PACKET;
+use crate::units::Ip;
+
+/// At most so many bytes of trace are stripped at once: what comes out stays in the second-level cache.
+const STRETCH: usize = 32 << 10;
+/// Bytes of trace between two marks.
+const MARK_BYTES: usize = 512;
+
+/// Where a packet begins in a stretch, in bytes and in what came out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub byte: usize,
+    pub outcomes: u32,
+    pub targets: usize,
+    pub last_ip: LastIp,
+    /// Of the packet before, so many outcomes are not used yet, the oldest on top.
+    pub left: (u64, u32),
+    /// Where that packet begins.
+    pub packet: usize,
+}
+
+/// A stretch without anything but outcomes and targets.
+#[derive(Default)]
+pub(super) struct Stretch {
+    /// The outcomes, oldest in the top bits; zeros behind.
+    bits: Vec<u8>,
+    /// How many.
+    pub outcomes: u32,
+    /// TIPs: how many outcomes came before, and in the upper half the line of the node at the target.
+    pub targets: Vec<u64>,
+    marks: Vec<Place>,
+    /// Bytes of trace.
+    pub bytes: usize,
+}
+
+/// Behind the last target.
+const NO_TARGET: u64 = u32::MAX as u64;
+
+impl Stretch {
+    /// Strips `data` up to the first packet that is no TNT, TIP or timing.
+    pub fn strip(
+        &mut self,
+        data: &[u8],
+        graph: &mut Graph,
+        code: &CodeView<'_, '_>,
+        mode: ExecMode,
+        mut last_ip: LastIp,
+        skd007: bool,
+    ) {
+        let limit = data.len().saturating_sub(MAX_PACKET).min(STRETCH);
+        // A byte of trace has six outcomes at most, and eight are written at a time.
+        self.bits.resize(STRETCH + 2 * MAX_PACKET, 0);
+        self.targets.clear();
+        self.marks.clear();
+        let mut pos = 0;
+        let mut next_mark = 0;
+        // The outcomes that are no whole byte yet, on top.
+        let (mut partial, mut partial_len) = (0u64, 0u32);
+        let mut out = 0;
+        while pos < limit {
+            if pos >= next_mark {
+                next_mark = pos + MARK_BYTES;
+                let outcomes = out as u32 * 8 + partial_len;
+                let targets = self.targets.len();
+                self.marks.push(Place { byte: pos, outcomes, targets, last_ip, left: (0, 0), packet: pos });
+            }
+            let head = data[pos];
+            let (bits, count) = if head & 1 == 0 && head > 2 {
+                let count = 6 - head.leading_zeros();
+                pos += 1;
+                (u64::from(head >> 1) & ((1 << count) - 1), count)
+            } else if head & 0x1f == 0x0d {
+                let Some((payload, len)) = ip_payload_at(data, pos) else { break };
+                let mut ip = last_ip;
+                let Some(to) = ip.update(payload) else { break };
+                let node = graph.node_at_ip(code, mode, Ip(to));
+                if node == NOWHERE || node.0 >= u32::MAX / LINE {
+                    break;
+                }
+                last_ip = ip;
+                pos += len;
+                let outcomes = out as u64 * 8 + u64::from(partial_len);
+                self.targets.push(outcomes | u64::from(node.0 * LINE) << 32);
+                continue;
+            } else if let Some(len) = timing(data, pos, skd007) {
+                pos += len;
+                continue;
+            } else if let Some(long) = long_tnt_at(data, pos) {
+                pos += 8;
+                long
+            } else {
+                break;
+            };
+            // At most 7 + 47 bits.
+            partial |= bits << (64 - partial_len - count);
+            partial_len += count;
+            self.bits[out..out + 8].copy_from_slice(&partial.to_be_bytes());
+            out += (partial_len / 8) as usize;
+            partial <<= partial_len / 8 * 8;
+            partial_len %= 8;
+        }
+        self.outcomes = out as u32 * 8 + partial_len;
+        self.targets.push(NO_TARGET);
+        self.bytes = pos;
+    }
+
+    /// 57 outcomes and more from the `from`th on, the oldest on top.
+    #[inline]
+    pub fn bits_at(&self, from: u32) -> u64 {
+        let byte = (from / 8) as usize;
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&self.bits[byte..byte + 8]);
+        u64::from_be_bytes(bytes) << (from % 8)
+    }
+
+    /// Where the packets stand when so many outcomes and targets are used.
+    pub fn place(&self, data: &[u8], outcomes: u32, targets: usize, skd007: bool) -> Option<Place> {
+        let before = self.marks.partition_point(|mark| mark.outcomes <= outcomes && mark.targets <= targets);
+        let mut at = *self.marks.get(before.checked_sub(1)?)?;
+        while at.outcomes < outcomes || at.targets < targets {
+            let head = data[at.byte];
+            let packet = at.byte;
+            let (bits, count) = if head & 1 == 0 && head > 2 {
+                let count = 6 - head.leading_zeros();
+                at.byte += 1;
+                (u64::from(head >> 1) & ((1 << count) - 1), count)
+            } else if head & 0x1f == 0x0d {
+                let (payload, len) = ip_payload_at(data, at.byte)?;
+                at.last_ip.update(payload)?;
+                at.byte += len;
+                at.targets += 1;
+                continue;
+            } else if let Some(len) = timing(data, at.byte, skd007) {
+                at.byte += len;
+                continue;
+            } else {
+                let long = long_tnt_at(data, at.byte)?;
+                at.byte += 8;
+                long
+            };
+            let used = count.min(outcomes - at.outcomes);
+            at.outcomes += used;
+            let left = count - used;
+            if left > 0 {
+                at.left = (bits << (64 - left), left);
+                at.packet = packet;
+                break;
+            }
+        }
+        Some(at)
+    }
+}
+
+/// The length of a timing packet or padding; `None` for any other packet, and where the careful walker must look. As the
+/// fast walker's.
+#[inline]
+fn timing(data: &[u8], pos: usize, skd007: bool) -> Option<usize> {
+    let head = data[pos];
+    if head & 3 == 3 {
+        if head & 4 == 0 {
+            return Some(1);
+        }
+        let mut len = 2;
+        while data[pos + len - 1] & 1 != 0 {
+            if len == 9 {
+                return None;
+            }
+            len += 1;
+        }
+        if len == 2 && skd007 && data[pos + 1..pos + 3] == [0x02, 0xf3] {
+            return None;
+        }
+        return Some(len);
+    }
+    match head {
+        0 => Some(1),
+        MTC => Some(2),
+        0x19 => Some(8),
+        _ => None,
+    }
+}
