@@ -293,7 +293,7 @@ pub struct ReplayArgs {
     /// All calls, however deep and however short
     #[arg(long)]
     pub all: bool,
-    /// Where to [default: standard output]
+    /// Where to [default: standard output]; a timeline of it where the name ends in .pftrace or .json, perhaps with .gz
     #[arg(short, long, value_name = "OUT", default_value = "-")]
     pub output: PathBuf,
 }

@@ -199,6 +199,27 @@ fn the_instructions_are_those_executed() {
     }
 }
 
+/// The timeline holds the calls of that invocation, no others.
+#[test]
+fn a_timeline_of_one_invocation() {
+    let folder = TempDir::new().expect("a folder");
+    let path = folder.path().join("slow.json");
+    text("replay", &[&REQUEST[..], &["--slowest", "-o", path.to_str().expect("UTF-8")]].concat());
+    let trace: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(path).expect("a trace")).expect("JSON");
+    let begins: Vec<&serde_json::Value> =
+        trace["traceEvents"].as_array().expect("events").iter().filter(|event| event["ph"] == "B").collect();
+    fn calls(node: &serde_json::Value) -> u64 {
+        let below: u64 = node["children"].as_array().into_iter().flatten().map(calls).sum();
+        node["calls"].as_u64().expect("a count") + below
+    }
+    let tree = replay(&["--slowest"]);
+    assert_eq!(begins.len() as u64, calls(&tree["root"]));
+    assert_eq!(begins[0]["name"], "handle_request");
+    assert!(begins.iter().all(|event| event["tid"] == tree["tid"]));
+    assert_eq!(begins.iter().filter(|event| event["name"] == "rehash").count(), 1);
+}
+
 #[test]
 fn loops_are_folded() {
     let folded = text("replay", &[&REQUEST[..], &["--slowest", "--instructions"]].concat());

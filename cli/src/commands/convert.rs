@@ -28,9 +28,12 @@ use std::time::Instant;
 
 /// The formats by name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Format {
+pub enum Format {
+    /// Protobuf.
     Perfetto,
+    /// JSON.
     Chrome,
+    /// Lines.
     Text,
 }
 
@@ -46,7 +49,8 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     let cannot = || format!("cannot write {}", args.output.display());
     let output = SharedOutput(Rc::new(RefCell::new(Output::create(&args.output).with_context(cannot)?)));
     let timeline = Budget::new(timeline(format, gzip, output.clone()), limits(args, format));
-    let frames = Frames::new(&loaded, &functions, timeline).with_context(cannot)?;
+    let frames =
+        Frames::new(&loaded, &functions, timeline, !loaded.capture.info.per_cpu).with_context(cannot)?;
     let progress = Progress::new(loaded.bytes(), args.common.quiet || args.common.no_progress);
     let add = |bytes| progress.add(bytes);
     let folded = call_stacks::fold(&loaded, &images, &pool, &add, frames).with_context(cannot)?;
@@ -75,8 +79,26 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     .tell(started, args.common.report.as_deref(), args.common.quiet)
 }
 
+/// A timeline of frames that somebody else finds: those of one invocation, for `replay`. Gives back how many slices it has.
+pub fn write_frames<'n>(
+    path: &Path,
+    loaded: &Loaded<'_>,
+    functions: &'n FunctionNames,
+    find: impl FnOnce(Frames<'n>) -> io::Result<Frames<'n>>,
+) -> anyhow::Result<u64> {
+    let cannot = || format!("cannot write {}", path.display());
+    let (format, gzip) = format_of(path)?;
+    let output = SharedOutput(Rc::new(RefCell::new(Output::create(path).with_context(cannot)?)));
+    let limits = Limits { slices: Some(MAX_SLICES), min_ns: 0, depth: None };
+    let timeline = Budget::new(timeline(format, gzip, output.clone()), limits);
+    let frames = Frames::new(loaded, functions, timeline, false).and_then(find).with_context(cannot)?;
+    let slices = frames.timeline.finish().with_context(cannot)?.slices;
+    output.commit().with_context(cannot)?;
+    Ok(slices)
+}
+
 /// The format that a file's name asks for, and whether it is to be compressed.
-fn format_of(path: &Path) -> anyhow::Result<(Format, bool)> {
+pub fn format_of(path: &Path) -> anyhow::Result<(Format, bool)> {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let (plain, gzip) = match name.strip_suffix(".gz") {
         Some(plain) => (plain, true),
@@ -148,7 +170,7 @@ impl Write for SharedOutput {
 }
 
 /// Frames as slices on the threads' tracks.
-struct Frames<'n> {
+pub struct Frames<'n> {
     timeline: Budget,
     functions: &'n FunctionNames,
     /// What images are called, by id.
@@ -163,7 +185,13 @@ struct Frames<'n> {
 }
 
 impl<'n> Frames<'n> {
-    fn new(loaded: &Loaded<'_>, functions: &'n FunctionNames, mut timeline: Budget) -> io::Result<Self> {
+    /// `all` = every stream has a track, even if nothing is in it.
+    fn new(
+        loaded: &Loaded<'_>,
+        functions: &'n FunctionNames,
+        mut timeline: Budget,
+        all: bool,
+    ) -> io::Result<Self> {
         let capture = &loaded.capture;
         let threads = &capture.schedules.threads;
         let of_threads = threads.iter().map(|(pid, _)| *pid);
@@ -176,7 +204,7 @@ impl<'n> Frames<'n> {
         let streams = loaded.streams().count();
         let mut tracks = vec![None; stacks.len()];
         // A thread's stream is a thread, even if nothing is in it; of CPUs only those tracks are made that are needed.
-        if !capture.info.per_cpu {
+        if all {
             for (track, owner) in tracks.iter_mut().zip(&stacks).take(streams) {
                 *track = Some(timeline.thread(owner.pid, owner.tid, &owner.name)?);
             }

@@ -1,5 +1,6 @@
 //! `ptflow replay`: one invocation in full detail.
 
+use super::convert::{self, Format};
 use crate::args::{Moment, ReplayArgs, Usage};
 use crate::call_stacks;
 use crate::load::{self, Loaded};
@@ -8,7 +9,7 @@ use crate::replay::pick::{self, Choice, Nowhere, Rank, Source};
 use crate::replay::{Session, listing, part, tree};
 use anyhow::{Context as _, bail};
 use ptflow_decoder::jobs::invocations::Recursion;
-use ptflow_decoder::jobs::replay::Detail;
+use ptflow_decoder::jobs::replay::{Detail, Which};
 use ptflow_decoder::plan::Window;
 use ptflow_decoder::units::Ns;
 use ptflow_exporters::call_tree::text::Style;
@@ -76,11 +77,28 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<()> {
         Some(Against::File(path)) => Some(Replayed::saved(path)?),
     };
     drop(progress);
+    if let (true, Some((stack, detail, window))) = (is_timeline(args), &this.decoded) {
+        let (start, end, (before, after)) = (detail.start, detail.end, detail.instructions);
+        let which = Which::Known { start, end, instructions: after - before };
+        let slices = convert::write_frames(&args.output, &loaded, &functions, |frames| {
+            session.replay(*stack, which, *window, frames).map(|(_, frames)| frames)
+        })?;
+        if !args.common.quiet {
+            eprintln!("ptflow: {slices} slices of {} in {}", this.tree.root.name, args.output.display());
+        }
+        return Ok(());
+    }
     let cannot = || format!("cannot write {}", args.output.display());
     let mut out = BufWriter::new(Output::create(&args.output).with_context(cannot)?);
     write(&mut out, args, &session, &this, other.as_ref()).with_context(cannot)?;
     let output = out.into_inner().map_err(io::IntoInnerError::into_error).with_context(cannot)?;
     output.commit().with_context(cannot)
+}
+
+/// The output's name asks for a timeline, and no option for something else.
+fn is_timeline(args: &ReplayArgs) -> bool {
+    let plain = !args.json && !args.instructions && args.against.is_none();
+    plain && matches!(convert::format_of(&args.output), Ok((Format::Perfetto | Format::Chrome, _)))
 }
 
 /// An invocation, decoded again; only its tree where it comes out of a file.
@@ -189,7 +207,7 @@ fn write(
     let colour = terminal && std::env::var_os("NO_COLOR").is_none();
     let style = match args.all {
         true => Style { width, colour, depth: usize::MAX, least: 0 },
-        false => Style { width, colour, depth: 12, least: 200 },
+        false => Style { width, colour, depth: 12, least: 100 },
     };
     text::write(out, &this.tree, style)?;
     if let (true, Some((stack, detail, window))) = (args.instructions, &this.decoded) {

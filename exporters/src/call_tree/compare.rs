@@ -100,11 +100,14 @@ pub fn write(
         "\n{:>13}{:>12}{:>12}{:>14}{:>14}  own time, by path of calls",
         "difference", a, b, "calls", "instructions"
     )?;
-    for row in rows.iter().take(most) {
+    // What is less than a thousandth of the biggest tells nothing beside it.
+    let floor = rows.first().map_or(0, |row| row.ns.unsigned_abs() / 1000);
+    let shown = rows.iter().take(most).take_while(|row| row.ns.unsigned_abs() >= floor).count();
+    for row in &rows[..shown] {
         write_row(out, row, &time, &signed, width)?;
     }
-    if rows.len() > most {
-        writeln!(out, "{:>13}  {} more paths differ less", "…", rows.len() - most)?;
+    if rows.len() > shown {
+        writeln!(out, "{:>13}  {} more paths differ less", "…", rows.len() - shown)?;
     }
     Ok(())
 }
