@@ -156,6 +156,21 @@ fn windows_apart_hold_no_more_than_the_trace() {
         assert!(sum * 2 > all && sum < all, "{sum} of {all} branches");
         let losses = losses(&report);
         let streams = 5;
+        // At a glance: a line a stream, however many windows there are.
+        let told = Command::new(env!("CARGO_BIN_EXE_ptflow"))
+            .arg("info")
+            .arg(&capture)
+            .output()
+            .expect("ptflow runs");
+        let told = String::from_utf8(told.stdout).expect("text");
+        let holes = told.lines().filter(|line| line.starts_with("lost ") && line.contains(": missing "));
+        assert_eq!(holes.count() as u64, streams, "{told}");
+        let kind = if form == TraceForm::Snapshots {
+            "snapshots".to_owned()
+        } else {
+            format!("{windows} AUX samples")
+        };
+        assert!(told.contains(&kind), "{told}");
         assert_eq!(losses["missing"], (windows - streams, 0), "{losses:?}");
     }
 }

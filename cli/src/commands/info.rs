@@ -8,6 +8,7 @@ use ptflow_perf_import::PerfFile;
 use ptflow_perf_import::images::Status;
 use ptflow_perf_import::record::{branch_sample_type, kind};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::io::Write;
 
 #[derive(Serialize, Debug)]
@@ -115,14 +116,17 @@ fn gather(args: &Common, file: &PerfFile, loaded: &Loaded<'_>) -> Info {
     let outside = plan(loaded.streams().map(|stream| &stream.trace), usize::MAX);
     let mut losses = Vec::new();
     for (stream, ledger) in loaded.streams().zip(&outside.ledgers) {
+        let mut by_reason = BTreeMap::new();
         for loss in &ledger.losses {
-            losses.push(Loss {
-                stream: stream.name(),
-                reason: loss.reason.name(),
-                count: 1,
-                bytes: loss.bytes,
-            });
+            let sum = by_reason.entry(loss.reason).or_insert((0, 0));
+            *sum = (sum.0 + 1, sum.1 + loss.bytes);
         }
+        losses.extend(by_reason.into_iter().map(|(reason, (count, bytes))| Loss {
+            stream: stream.name(),
+            reason: reason.name(),
+            count,
+            bytes,
+        }));
     }
     let first_pt = loaded.first_pt();
     let hex = |id: &[u8]| id.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
@@ -296,7 +300,9 @@ fn print(info: &Info, out: &mut impl Write) -> std::io::Result<()> {
     }
     print_images(info, out)?;
     for loss in &info.losses {
-        line(out, "lost", &format!("{}: {}, {} bytes", loss.stream, loss.reason, loss.bytes))?;
+        let Loss { stream, reason, count, bytes } = loss;
+        let times = if *count == 1 { "once".to_owned() } else { format!("{count} times") };
+        line(out, "lost", &format!("{stream}: {reason} {times}, {}", size(*bytes)))?;
     }
     if info.lost_records > 0 {
         line(out, "lost", &format!("{} records tell of lost events", info.lost_records))?;
