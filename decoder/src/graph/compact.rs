@@ -50,8 +50,8 @@ pub(crate) struct Compact {
     targets: Vec<(u64, u64)>,
 }
 
-/// Slots of the table of transfers: 128 KiB.
-const TARGETS: usize = 1 << 13;
+/// Slots of the table of transfers: 256 KiB.
+const TARGETS: usize = 1 << 14;
 /// Steps between two settlements.
 const MAX_STEPS: u32 = 1 << 30;
 
@@ -63,7 +63,7 @@ impl Compact {
 }
 
 impl Line {
-    fn parked(id: usize) -> Self {
+    pub(crate) fn parked(id: usize) -> Self {
         let at = id as u32 * LINE;
         Self { next: [at; 4], count: [0; 4], target: at, push: 0, flags: 0, passed: 0 }
     }

@@ -112,6 +112,22 @@ impl Stretch {
         self.bytes = pos;
     }
 
+    /// Outcomes, and targets with the number of outcomes before each.
+    #[cfg(test)]
+    pub fn of(outcomes: &[bool], targets: &[(u32, u32)]) -> Self {
+        let mut bits = vec![0; outcomes.len() / 8 + 16];
+        for (index, _) in outcomes.iter().enumerate().filter(|(_, taken)| **taken) {
+            bits[index / 8] |= 0x80 >> (index % 8);
+        }
+        let targets = targets.iter().map(|&(before, line)| u64::from(before) | u64::from(line) << 32);
+        Self {
+            bits,
+            outcomes: outcomes.len() as u32,
+            targets: targets.chain([NO_TARGET]).collect(),
+            ..Self::default()
+        }
+    }
+
     /// 57 outcomes and more from the `from`th on, the oldest on top.
     #[inline]
     pub fn bits_at(&self, from: u32) -> u64 {
@@ -161,7 +177,7 @@ impl Stretch {
 
 /// The length of a timing packet or padding; `None` for any other packet, and where the careful walker must look. As the
 /// fast walker's.
-#[inline]
+#[inline(always)]
 fn timing(data: &[u8], pos: usize, skd007: bool) -> Option<usize> {
     let head = data[pos];
     if head & 3 == 3 {
