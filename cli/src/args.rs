@@ -155,6 +155,8 @@ pub enum ProfileFormat {
     Edges,
     /// One binary's branches and straight code, for perf2bolt -p FILE --pa
     BoltPreaggregated,
+    /// What an installed perf2bolt makes of that: .fdata, for llvm-bolt -data=FILE
+    Bolt,
     /// One binary's counts by line of source, for clang -fprofile-sample-use
     Llvm,
     /// The same in LLVM's binary form, which compilers load faster

@@ -7,12 +7,14 @@ use ptflow_decoder::image::CodeImage;
 use ptflow_decoder::units::ImageId;
 use ptflow_perf_import::images::{BinaryFile, Status};
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A binary by what captures and tables call it.
 pub struct Binary {
     /// Its build id, or its path.
     pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
     file: BinaryFile,
 }
 
@@ -30,13 +32,13 @@ impl Binary {
         };
         let name = loaded.store.image_name(first);
         let found = loaded.store.file(first).and_then(|file| match &file.status {
-            Status::Found(path) => BinaryFile::open(path),
+            Status::Found(path) => Some((path.clone(), BinaryFile::open(path)?)),
             _ => None,
         });
-        let Some(file) = found else {
+        let Some((path, file)) = found else {
             bail!("the code of {name} is not found; say where it is: --images DIR");
         };
-        Ok(Self { name, file })
+        Ok(Self { name, path, file })
     }
 
     /// A file, for edges that are in no capture at hand.
@@ -45,7 +47,7 @@ impl Binary {
             bail!("{} is no 64-bit ELF file", path.display());
         };
         let name = file.build_id().map_or_else(|| path.display().to_string(), str::to_owned);
-        Ok(Self { name, file })
+        Ok(Self { name, path: path.to_owned(), file })
     }
 
     /// All its bytes.

@@ -14,6 +14,7 @@ mod load;
 mod off_cpu;
 #[cfg(feature = "oracle")]
 mod oracle;
+mod perf2bolt;
 mod progress;
 mod replay;
 mod report;

@@ -516,6 +516,22 @@ fn ranges_for_bolt_conserve_the_flow() {
     assert_eq!(into, left);
 }
 
+/// perf2bolt's own output, from our records.
+#[test]
+fn bolt_by_way_of_perf2bolt() {
+    let folder = TempDir::new().expect("a folder");
+    let fdata = folder.path().join("out.fdata");
+    let output = ptflow(&["profile"], &["--format", "bolt", "-o", fdata.to_str().expect("UTF-8")]);
+    if String::from_utf8_lossy(&output.stderr).contains("perf2bolt is not installed") {
+        println!("skipped: there is no perf2bolt; install Debian's package bolt-19");
+        return;
+    }
+    succeed(output);
+    let lines = std::fs::read_to_string(&fdata).expect("written");
+    assert!(lines.lines().any(|line| line.contains(" handle_request/")), "no branch of handle_request");
+    assert_eq!(ptflow(&["profile"], &["--format", "bolt"]).status.code(), Some(2));
+}
+
 /// Every instruction is some function's own, and of one stack; pprof's message is not empty.
 #[test]
 fn stacks_have_all_instructions() {

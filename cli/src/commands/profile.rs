@@ -3,6 +3,7 @@
 use crate::args::{EngineChoice, ProfileArgs, ProfileFormat, Usage};
 use crate::binary::Binary;
 use crate::load;
+use crate::perf2bolt;
 use crate::report::Outcome;
 use crate::source_lines::DwarfLines;
 use crate::sources::Sources;
@@ -99,6 +100,18 @@ fn of_binary(args: &ProfileArgs, mut sources: Sources) -> anyhow::Result<()> {
                 ProfileFormat::LlvmExtbinary => write(args, |out| llvm_extbinary::write(out, &samples()))?,
                 _ => write(args, |out| pprof::write_calls(out, &flow, &lines))?,
             }
+        }
+        ProfileFormat::Bolt => {
+            if args.output.as_os_str() == "-" {
+                return Err(Usage("perf2bolt writes a file: -o FILE".to_owned()).into());
+            }
+            let mut file = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
+            let mut out = BufWriter::new(file.as_file_mut());
+            bolt::write(&mut out, &flow)
+                .and_then(|()| out.flush())
+                .context("cannot write a temporary file")?;
+            drop(out);
+            perf2bolt::convert(file.path(), &binary.path, &args.output)?;
         }
         ProfileFormat::LlvmUnsymbolized => {
             write(args, |out| counted_lines::write_unsymbolized(out, &flow, &code))?;
