@@ -47,6 +47,7 @@ fn check(recording: &Recording) -> usize {
     check_form(
         recording,
         &path,
+        &[(Engine::Fast, 1 << 20), (Engine::Fast, 1), (Engine::Careful, 1 << 16)],
         |reason| panic!("{reason:?}"),
         |tid, text, truth| {
             if text != truth {
@@ -66,6 +67,7 @@ fn check(recording: &Recording) -> usize {
 fn check_form(
     recording: &Recording,
     path: &Path,
+    engines: &[(Engine, usize)],
     lost: impl Fn(LossReason),
     mut compare: impl FnMut(Tid, &str, &str),
 ) -> usize {
@@ -90,7 +92,7 @@ fn check_form(
     for &(_, tid) in &schedules.threads {
         let truth = recording.folder().join(format!("truth.{tid}.edges"));
         let truth = std::fs::read_to_string(truth).expect("the recorder wrote it");
-        for (engine, unit_bytes) in [(Engine::Fast, 1 << 20), (Engine::Fast, 1), (Engine::Careful, 1 << 16)] {
+        for &(engine, unit_bytes) in engines {
             let owners: Vec<Vec<Owner<'_>>> = changes
                 .iter()
                 .map(|changes| {
@@ -362,7 +364,7 @@ fn check_aux_samples(recording: &Recording) {
     let (mut all, mut true_all) = (BTreeMap::new(), BTreeMap::new());
     let (mut wrong, mut right) = (0, 0);
     let lost = |reason| assert_eq!(reason, LossReason::Overlap);
-    check_form(recording, &as_aux_samples(recording), lost, |_, text, truth| {
+    check_form(recording, &as_aux_samples(recording), &[(Engine::Fast, 1 << 20)], lost, |_, text, truth| {
         let (found, truth) = (sums(text), sums(truth));
         for (name, count) in &truth {
             let found = found.get(name).copied().unwrap_or(0);
@@ -397,6 +399,7 @@ fn four_threads_on_two_cpus() {
             check_form(
                 &recording,
                 &path,
+                &[(Engine::Fast, 1 << 20)],
                 |reason| panic!("{reason:?}"),
                 |tid, text, truth| {
                     assert!(text == truth, "thread {tid}, by SWITCH records");
