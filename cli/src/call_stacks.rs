@@ -9,6 +9,7 @@ use ptflow_decoder::owners::ThreadId;
 use ptflow_decoder::plan::{Unit, Window};
 use ptflow_decoder::run;
 use ptflow_decoder::walk::{Engine, UnitResult};
+use std::sync::Arc;
 
 /// The thread that a stack is of; of a CPU's trace that no thread is known for, the CPU.
 pub struct StackOwner {
@@ -69,16 +70,31 @@ pub fn fold<S: FrameSink>(
     progress: &(dyn Fn(u64) + Sync),
     sink: S,
 ) -> Result<Folded<S>, S::Error> {
-    fold_within(loaded, images, pool, progress, Window::ALL, sink)
+    fold_part(loaded, images, pool, progress, &Part::default(), sink)
 }
 
-/// The same of a window. Frames that were open before it are known as far as it tells.
-pub fn fold_within<S: FrameSink>(
+/// What of a capture's frames a job needs.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Of a window: frames that were open before it are known as far as it tells.
+    pub window: Window,
+    /// Of the functions with a flag; of others only what is open above or below them when they begin or end.
+    pub functions: Option<Arc<[bool]>>,
+}
+
+impl Default for Part {
+    fn default() -> Self {
+        Self { window: Window::ALL, functions: None }
+    }
+}
+
+/// The same of a part.
+pub fn fold_part<S: FrameSink>(
     loaded: &Loaded<'_>,
     images: &Images<'_>,
     pool: &rayon::ThreadPool,
     progress: &(dyn Fn(u64) + Sync),
-    window: Window,
+    part: &Part,
     sink: S,
 ) -> Result<Folded<S>, S::Error> {
     let owners = loaded.owners(pool);
@@ -86,29 +102,35 @@ pub fn fold_within<S: FrameSink>(
     let stacks = contexts.len() + loaded.capture.schedules.threads.len();
     let mut stacks = CallStacks::new(stacks, loaded.capture.config.time, sink);
     let (mut instructions, mut units) = (0, 0);
+    let new_steps = |_: &Unit| match &part.functions {
+        Some(functions) => CallSteps::only(functions.clone()),
+        None => CallSteps::default(),
+    };
     let options = load::options(pool, Engine::Fast, progress);
     let mut count = |result: &UnitResult| {
         instructions += result.end.instructions();
         units += 1;
     };
     let ledgers = if owners.iter().all(Vec::is_empty) {
-        run::in_order_within(&contexts, &options, window, new_steps, |unit, steps, result| {
+        run::in_order_within(&contexts, &options, part.window, new_steps, |unit, steps, result| {
             count(&result);
             stacks.take(unit, &steps, &result)
         })
     } else {
-        run::in_time_order_within(&contexts, &options, window, new_steps, |unit, steps, result, horizon| {
-            count(&result);
-            let stack = |thread| stack_of(loaded, contexts.len(), unit.stream, thread);
-            stacks.take_shared(unit, &steps, &result, stack, horizon)
-        })
+        run::in_time_order_within(
+            &contexts,
+            &options,
+            part.window,
+            new_steps,
+            |unit, steps, result, horizon| {
+                count(&result);
+                let stack = |thread| stack_of(loaded, contexts.len(), unit.stream, thread);
+                stacks.take_shared(unit, &steps, &result, stack, horizon)
+            },
+        )
     }?;
     let unknown = unknown_code::costs(&loaded.store, &contexts, &ledgers);
     Ok(Folded { sink: stacks.finish()?, ledgers, unknown, instructions, units })
-}
-
-fn new_steps(_: &Unit) -> CallSteps {
-    CallSteps::default()
 }
 
 /// The stack of a thread of a CPU's stream: behind those of the streams, which are for what is nobody's. `None` for what

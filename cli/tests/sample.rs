@@ -402,6 +402,39 @@ fn a_function_that_is_not_there_is_told_with_its_like() {
     assert_eq!(mutex["functions"][0]["name"], "__pthread_mutex_lock");
 }
 
+/// Asked about alone, where calls of others are left out early, a function has the invocations that it has among all.
+#[test]
+fn a_function_alone_is_as_among_all() {
+    let rows = |function: &str| -> Vec<String> {
+        let csv = succeed(ptflow(&["calls"], &["--function", function, "--recursive", "--csv"]));
+        String::from_utf8(csv).expect("text").lines().skip(1).map(str::to_owned).collect()
+    };
+    let all = rows("*");
+    let mut checked = 0;
+    for name in [
+        "handle_request",
+        "render",
+        "render_field",
+        "append",
+        "insert",
+        "rehash",
+        "work",
+        "main",
+        "sift",
+        "__pthread_create",
+        "__pthread_mutex_unlock",
+        "_start_c",
+        "memcpy",
+        "__clone",
+    ] {
+        let expected: Vec<&String> = all.iter().filter(|row| row.split(',').next() == Some(name)).collect();
+        let found = rows(name);
+        assert_eq!(found.iter().collect::<Vec<_>>(), expected, "{name}");
+        checked += found.len();
+    }
+    assert!(checked > 50_000, "{checked}");
+}
+
 /// Functions by regular expression and by several names are those that the names alone give.
 #[test]
 fn several_functions_and_expressions() {

@@ -7,7 +7,7 @@ pub mod part;
 pub mod pick;
 pub mod tree;
 
-use crate::call_stacks::{self, StackOwner};
+use crate::call_stacks::{self, Part, StackOwner};
 use crate::find_function::Functions;
 use crate::load::Loaded;
 use ptflow_decoder::image::{AddressSpaces, FunctionId, Images};
@@ -70,7 +70,8 @@ impl Session<'_> {
         sink: S,
     ) -> Result<(Option<Detail>, S), S::Error> {
         let mut replay = Replay::new(stack, &self.wanted, which, sink);
-        match call_stacks::fold_within(self.loaded, self.images, self.pool, &|_| {}, window, &mut replay) {
+        let part = Part { window, functions: None };
+        match call_stacks::fold_part(self.loaded, self.images, self.pool, &|_| {}, &part, &mut replay) {
             Err(Stop::Sink(error)) => return Err(error),
             Ok(_) | Err(Stop::Found | Stop::Behind) => {}
         }

@@ -17,6 +17,16 @@ pub enum Marker {
     Value(Option<u64>),
 }
 
+impl Marker {
+    /// The functions that it is about.
+    pub fn functions(&self) -> &[FunctionId] {
+        match self {
+            Self::Functions(functions) => functions,
+            Self::Value(_) => &[],
+        }
+    }
+}
+
 /// Finds the stretches and hands each on when it ends. A beginning inside a stretch is passed over; where one event is both,
 /// the end comes first.
 pub struct Between<T> {

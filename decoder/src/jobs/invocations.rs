@@ -228,7 +228,7 @@ where
 }
 
 /// A flag for each function up to the last one that is set.
-pub(super) fn flags(functions: &[FunctionId]) -> Vec<bool> {
+pub fn flags(functions: &[FunctionId]) -> Vec<bool> {
     let ids = functions.iter().map(|id| id.0 as usize);
     let mut flags = vec![false; ids.clone().max().map_or(0, |last| last + 1)];
     for id in ids {

@@ -32,6 +32,7 @@ use crate::sink::{Branch, Event, Leave, Mark, Off, Run, Sink, Site};
 use crate::units::{ImageId, Ns};
 use crate::walk::UnitResult;
 use shared::Shared;
+use std::sync::Arc;
 
 /// Something that may change the stack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,10 +71,41 @@ enum Step {
 #[derive(Clone, Debug, Default)]
 pub struct CallSteps {
     steps: Vec<(Mark, Step)>,
+    /// The functions that the job asks about, where it needs no others' frames.
+    only: Option<Arc<[bool]>>,
 }
 
 impl CallSteps {
+    /// For a job that asks about some functions: a flag for each function. Calls of others that return to where they came
+    /// from are left out when nothing is left in between; all that is left out opens and ends frames of other functions
+    /// above those that stay.
+    pub fn only(functions: Arc<[bool]>) -> Self {
+        Self { steps: Vec::new(), only: Some(functions) }
+    }
+
     fn push(&mut self, mark: Mark, step: Step) {
+        if let Some(only) = &self.only {
+            let is_asked =
+                |site: &Site| site.function.function.is_some_and(|id| only.get(id.0 as usize) == Some(&true));
+            match (&step, self.steps.last_mut()) {
+                // Enters nothing, and ends nothing: so says `Fold::jump`.
+                (Step::Jump { to, indirect: false }, _) if !to.function.entry && !to.function.stub => return,
+                // A tail call, or a stub that jumps on: the frame's function changes, and where it returns to stays.
+                (Step::Jump { to, .. }, Some((_, Step::Call { to: callee, .. })))
+                    if !is_asked(callee) && !is_asked(to) && (to.function.entry || to.function.stub) =>
+                {
+                    *callee = *to;
+                    return;
+                }
+                (Step::Return { to }, Some((_, Step::Call { to: callee, returns_to })))
+                    if *returns_to == to.addr && !is_asked(callee) =>
+                {
+                    self.steps.pop();
+                    return;
+                }
+                _ => {}
+            }
+        }
         self.steps.push((mark, step));
     }
 
