@@ -19,6 +19,7 @@ const STRETCH: usize = 4 << 10;
 /// So many bytes are walked without windows where they missed; longer when they miss again.
 const FIRST_PAUSE: usize = 64 << 10;
 const LAST_PAUSE: usize = 2 << 20;
+const LONG_PAUSE: usize = 512 << 10;
 
 /// The table.
 #[derive(Default)]
@@ -57,6 +58,12 @@ impl Memo {
             self.paused = missed;
         }
         (!self.paused, self.left)
+    }
+
+    /// Whether windows missed time and again. A short pause, while the table fills, is not worth the lines of all nodes that
+    /// another way of walking needs.
+    pub fn is_in_vain(&mut self) -> bool {
+        !self.stretch().0 && self.pause >= LONG_PAUSE
     }
 
     /// So many bytes were walked since [`Self::stretch`] said how.

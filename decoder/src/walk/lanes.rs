@@ -48,7 +48,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         match self.engine {
             // Without trying windows first, and as soon as possible.
             Engine::Interrupted(packets) => packets % 2 == 1,
-            _ => self.bytes_ahead() > WORTH && !self.graph.memo.stretch().0,
+            _ => self.bytes_ahead() > WORTH && self.graph.memo.is_in_vain(),
         }
     }
 
