@@ -93,7 +93,8 @@ impl Functions<'_> {
             let Some(code) = self.images.get(image) else { continue };
             let path = self.store.file(image).map_or("?", |file| file.mapped.path.as_str());
             let file = path.rsplit('/').next().unwrap_or(path);
-            for range in code.functions().iter().filter(|range| range.role == FunctionRole::Function) {
+            let is_function = |role| matches!(role, FunctionRole::Function | FunctionRole::Resume);
+            for range in code.functions().iter().filter(|range| is_function(range.role)) {
                 homes
                     .entry(range.function)
                     .or_insert_with(|| Home { file: file.to_owned(), start: range.start });

@@ -37,6 +37,9 @@ pub enum FunctionRole {
     Part,
     /// A PLT stub: calls go through it, it is no function of its own.
     Stub,
+    /// A function that never goes back to its caller, nor to a landing pad of it: `_Unwind_Resume` (Itanium C++ ABI:
+    /// Exception Handling, section 1.5.3).
+    Resume,
 }
 
 /// What is known of an address as part of a function.
@@ -48,6 +51,8 @@ pub struct FunctionAt {
     pub entry: bool,
     /// The address lies in a PLT stub.
     pub stub: bool,
+    /// The address lies in a function that ends its caller ([`FunctionRole::Resume`]).
+    pub resume: bool,
 }
 
 /// Code bytes with stated addresses: an ELF file's executable segments, or whatever else holds code.
@@ -105,8 +110,10 @@ impl<'m> CodeImage<'m> {
             None => FunctionAt::default(),
             Some(range) => FunctionAt {
                 function: Some(range.function),
-                entry: svma == range.start && range.role == FunctionRole::Function,
+                entry: svma == range.start
+                    && matches!(range.role, FunctionRole::Function | FunctionRole::Resume),
                 stub: range.role == FunctionRole::Stub,
+                resume: range.role == FunctionRole::Resume,
             },
         }
     }

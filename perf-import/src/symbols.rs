@@ -94,6 +94,10 @@ impl<'d> SymbolTable<'d> {
             let whole = self.functions[index].whole.unwrap_or(index);
             let function = &self.functions[whole];
             let id = ids[whole].get_or_insert_with(|| names.push(function.raw, function.role));
+            let role = match (role, function.raw) {
+                (FunctionRole::Function, "_Unwind_Resume") => FunctionRole::Resume,
+                _ => role,
+            };
             FunctionRange { start, end, function: *id, role }
         });
         ranges.collect()

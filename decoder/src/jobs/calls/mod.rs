@@ -4,20 +4,26 @@
 //! rules:
 //!
 //! - A call opens a frame; it ends when control returns to the address behind the call. A return ends every younger
-//!   frame too (exceptions, longjmp through returns).
+//!   frame too.
 //! - A jump to the first instruction of another function is a tail call: the frame ends and the other function's
 //!   opens, with the same return address. A jump elsewhere (`.cold` parts, shared tails) opens nothing.
-//! - An indirect jump into the middle of a function that has a frame below ends the frames above it (longjmp).
+//! - A return or an indirect jump into the middle of a function, to where no frame waits, ends the frames above that
+//!   function's (exceptions, longjmp).
+//! - A return to a function's first instruction begins a stack of its own (fibers). When control comes back to a frame
+//!   below it, it is put aside, and it opens again when control returns to where it waits (`aside.rs`).
 //! - A PLT stub is no function: the frame appears when the stub jumps on.
-//! - A return to an address that no frame waits for ends all frames: they were not opened by what is known. The
-//!   function returned to is open from then on, marked as inferred.
+//! - A return to an address that no frame waits for, in no function that is open, ends all frames: they were not opened by
+//!   what is known. The function returned to is open from then on, marked as inferred.
 //! - Tracing off opens a frame of its own kind (a syscall, say), tracing on ends it. If tracing goes on at another
-//!   function's first instruction (a signal handler), that function opens on top; if in the middle of a function that
-//!   has a frame below, the frames above it end.
+//!   function's first instruction (a signal handler), that function opens on top, and its return leaves the others open;
+//!   if in the middle of a function that has a frame below, the frames above it end.
 //! - A gap ends all frames where flow was lost.
+//!
+//! Why, and what these rules cannot know: docs/STACKS.md.
 //!
 //! A CPU's units are of several threads: `shared.rs` hands each thread its own steps, in order of time.
 
+mod aside;
 mod shared;
 
 use crate::config::TscConversion;
@@ -31,6 +37,7 @@ use crate::profile::{CodeAddr, EdgeKind};
 use crate::sink::{Branch, Event, Leave, Mark, Off, Run, Sink, Site};
 use crate::units::{ImageId, Ns};
 use crate::walk::UnitResult;
+use aside::Aside;
 use shared::Shared;
 use std::sync::Arc;
 
@@ -50,6 +57,8 @@ enum Step {
     },
     Off {
         why: Off,
+        /// The instruction that was not executed any more, of an interrupt.
+        interrupted: Option<CodeAddr>,
     },
     On {
         at: Site,
@@ -196,7 +205,10 @@ impl Sink for CallSteps {
         match event {
             Event::Sync { at } => self.push(mark, Step::Sync { at }),
             Event::Enabled { at, .. } => self.push(mark, Step::On { at }),
-            Event::Disabled { why, .. } => self.push(mark, Step::Off { why }),
+            Event::Disabled { why, from, .. } => {
+                let interrupted = (why == Off::Async).then_some(from.addr);
+                self.push(mark, Step::Off { why, interrupted });
+            }
             Event::Told { packet: Packet::Ptw { payload, .. }, .. } => self.push(mark, Step::Value(payload)),
             Event::Told { .. } => {}
             Event::Owner { thread } => self.push(mark, Step::Owner(thread)),
@@ -268,6 +280,22 @@ struct Frame {
     returns_to: Option<CodeAddr>,
     /// Frames of PLT stubs are not shown.
     shown: bool,
+    kind: Kind,
+}
+
+/// What a frame does to those around it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Plain,
+    /// The first of a stack of its own.
+    Base,
+    /// Opened by the kernel (a signal's handler) where this instruction was next, if that is known. It returns to nothing
+    /// that is open.
+    Handler(Option<CodeAddr>),
+    /// Without tracing, from where this instruction was next.
+    Off(Option<CodeAddr>),
+    /// Ends its caller, too ([`crate::image::FunctionRole::Resume`]).
+    Resume,
 }
 
 /// The stack of one stream.
@@ -278,6 +306,9 @@ struct Stack {
     /// Instructions before the current unit (of a CPU: before the thread's current stretch). Time, where the trace has
     /// none.
     instructions: u64,
+    aside: Aside,
+    /// Where the handler that ended last had interrupted the thread.
+    interrupted: Option<CodeAddr>,
 }
 
 /// Folds the steps of all units into frames.
@@ -352,9 +383,10 @@ impl<F: FrameSink> Fold<'_, F> {
             Step::Call { to, returns_to } => self.open(to, Some(returns_to), false),
             Step::Return { to } => self.ret(to),
             Step::Jump { to, indirect } => self.jump(to, indirect),
-            Step::Off { why } => {
+            Step::Off { why, interrupted } => {
                 let name = if why == Off::Syscall { FrameName::Syscall } else { FrameName::Untraced };
-                self.push(Frame { name, returns_to: None, shown: true }, false)
+                let kind = Kind::Off(interrupted);
+                self.push(Frame { name, returns_to: None, shown: true, kind }, false)
             }
             Step::On { at } => self.on(at),
             Step::Sync { at } => self.settle(at),
@@ -407,26 +439,53 @@ impl<F: FrameSink> Fold<'_, F> {
             FrameName::Image(_) if !inferred => FrameName::Unnamed(at.addr),
             name => name,
         };
-        self.push(Frame { name, returns_to, shown: !at.function.stub }, inferred)
+        let kind = if at.function.resume { Kind::Resume } else { Kind::Plain };
+        self.push(Frame { name, returns_to, shown: !at.function.stub, kind }, inferred)
     }
 
     fn ret(&mut self, to: Site) -> Result<(), F::Error> {
-        let waits = |frame: &Frame| frame.returns_to == Some(to.addr);
-        match self.stack.frames.iter().rposition(waits) {
-            Some(index) => {
-                while self.stack.frames.len() > index {
-                    self.pop()?;
-                }
-                // What is below may be unknown: then this is it.
-                self.settle(to)
-            }
-            // A return that nothing called: it may enter a function (a return used as a jump), or leave what is known.
-            None if to.function.entry => self.jump(to, true),
-            None => {
-                self.close_all()?;
-                self.settle(to)
-            }
+        if self.comes_back(to.addr)? {
+            // What is below may be unknown: then this is it.
+            return self.settle(to);
         }
+        // A return that nothing called: it may enter a function (a fiber's first, or a return used as a jump), ...
+        if to.function.entry {
+            self.jump(to, true)?;
+            if let Some(top) = self.stack.frames.last_mut().filter(|top| top.kind == Kind::Plain) {
+                top.kind = Kind::Base;
+            }
+            return Ok(());
+        }
+        // ... leave a handler for the code that leads back into the kernel, ...
+        if let Some(Frame { kind: Kind::Handler(interrupted), .. }) = self.stack.frames.last() {
+            self.stack.interrupted = *interrupted;
+            return self.pop();
+        }
+        // ... be the unwinder's way to a landing pad, or leave what is known.
+        if self.unwind_below(name(to))? { Ok(()) } else { self.close_all().and_then(|()| self.settle(to)) }
+    }
+
+    /// Goes on where a frame waits, or a stack that was put aside. False where nothing waits for that address.
+    fn comes_back(&mut self, to: CodeAddr) -> Result<bool, F::Error> {
+        let waits = |frame: &Frame| frame.returns_to == Some(to);
+        if let Some(index) = self.stack.frames.iter().rposition(waits) {
+            if index + 1 < self.stack.frames.len() {
+                self.stack.aside.put(&self.stack.frames[index..]);
+            }
+            while self.stack.frames.len() > index {
+                self.pop()?;
+            }
+            return Ok(true);
+        }
+        let Some(frames) = self.stack.aside.take(to) else { return Ok(false) };
+        // It lies on top of what switched to it, in the place of the function that did.
+        let mut returns_to = self.stack.frames.last().and_then(|frame| frame.returns_to);
+        self.pop()?;
+        for frame in frames {
+            let returns_to = if frame.kind == Kind::Base { returns_to.take() } else { frame.returns_to };
+            self.push(Frame { returns_to, ..frame }, true)?;
+        }
+        Ok(true)
     }
 
     fn jump(&mut self, to: Site, indirect: bool) -> Result<(), F::Error> {
@@ -434,43 +493,67 @@ impl<F: FrameSink> Fold<'_, F> {
         let top = self.stack.frames.last().copied();
         if to.function.entry || to.function.stub {
             let returns_to = top.and_then(|frame| frame.returns_to);
+            let kind = top.map(|frame| frame.kind);
             if top.is_some() {
                 self.pop()?;
             }
-            return self.open(to, returns_to, false);
+            self.open(to, returns_to, false)?;
+            // What takes a frame's place ends as that would have.
+            if let (Some(top), Some(kind @ (Kind::Base | Kind::Handler(_)))) =
+                (self.stack.frames.last_mut(), kind)
+            {
+                top.kind = kind;
+            }
+            return Ok(());
         }
-        if indirect && top.is_some_and(|frame| frame.name != target) {
-            self.unwind_to(target)?;
+        if indirect && top.is_some_and(|frame| frame.name != target) && !self.comes_back(to.addr)? {
+            self.unwind_below(target)?;
         }
         Ok(())
     }
 
-    /// Ends the frames above the youngest one of that function; leaves all where there is none, or no symbol tells.
-    fn unwind_to(&mut self, target: FrameName) -> Result<(), F::Error> {
+    /// Ends the frames above the youngest one of that function that can have been unwound to; leaves all where there is
+    /// none, or no symbol tells.
+    fn unwind_below(&mut self, target: FrameName) -> Result<bool, F::Error> {
+        // Who leaves is not who is left to; and who had the unwinder go on is not either.
+        let leaving =
+            if self.stack.frames.last().is_some_and(|top| top.kind == Kind::Resume) { 2 } else { 1 };
+        let below = self.stack.frames.len().saturating_sub(leaving);
+        self.unwind_to(target, below)
+    }
+
+    fn unwind_to(&mut self, target: FrameName, below: usize) -> Result<bool, F::Error> {
         if !matches!(target, FrameName::Function(_)) {
-            return Ok(());
+            return Ok(false);
         }
-        if let Some(index) = self.stack.frames.iter().rposition(|frame| frame.name == target) {
+        let found = self.stack.frames[..below].iter().rposition(|frame| frame.name == target);
+        if let Some(index) = found {
             while self.stack.frames.len() > index + 1 {
                 self.pop()?;
             }
         }
-        Ok(())
+        Ok(found.is_some())
     }
 
     fn on(&mut self, at: Site) -> Result<(), F::Error> {
-        if self
-            .stack
-            .frames
-            .last()
-            .is_some_and(|frame| matches!(frame.name, FrameName::Syscall | FrameName::Untraced))
-        {
+        let mut left = None;
+        if let Some(Frame { kind: Kind::Off(interrupted), .. }) = self.stack.frames.last() {
+            left = *interrupted;
             self.pop()?;
         }
+        let back = self.stack.interrupted.take() == Some(at.addr) || left == Some(at.addr);
         match self.stack.frames.last() {
+            // It goes on where it was interrupted, be that a function's first instruction.
+            Some(_) if back => Ok(()),
             Some(frame) if frame.name == name(at) && !at.function.entry => Ok(()),
-            Some(_) if at.function.entry => self.open(at, None, false),
-            Some(_) => self.unwind_to(name(at)),
+            Some(_) if at.function.entry => {
+                self.open(at, None, false)?;
+                if let Some(top) = self.stack.frames.last_mut() {
+                    top.kind = Kind::Handler(left);
+                }
+                Ok(())
+            }
+            Some(_) => self.unwind_to(name(at), self.stack.frames.len()).map(drop),
             None => self.open(at, None, !at.function.entry),
         }
     }
