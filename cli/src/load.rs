@@ -10,7 +10,6 @@ use ptflow_decoder::packet::Packet;
 use ptflow_decoder::plan::{UNIT_BYTES, plan};
 use ptflow_decoder::reader::{Position, Reader};
 use ptflow_decoder::run::Options;
-use ptflow_decoder::stream::TraceStream;
 use ptflow_decoder::units::Tsc;
 use ptflow_decoder::walk::{Context, Engine};
 use ptflow_perf_import::images::{ImageFile, ImageSearch, ImageStore, Status};
@@ -269,26 +268,29 @@ impl<'m> Loaded<'m> {
     }
 }
 
+/// Times rise along a stream: the first that is told near the start of an unbroken stretch is its earliest. Nothing else
+/// of the trace is touched.
 fn first_pt<'s, 'm: 's>(streams: impl Iterator<Item = &'s PtStream<'m>>, config: &PtConfig) -> Option<Tsc> {
-    let traces: Vec<&TraceStream<'m>> = streams.map(|stream| &stream.trace).collect();
-    let units = plan(traces.iter().copied(), UNIT_BYTES).units;
-    let first = units.iter().filter_map(|unit| {
-        let mut reader = Reader::new(traces.get(unit.stream)?, unit.from);
-        let mut clock = Clock::new(config);
-        clock.set_reference(reader.reference());
-        for _ in 0..64 {
-            match reader.read()? {
-                Ok((Packet::Tsc { tsc }, _)) => {
-                    clock.tsc(tsc, 0);
-                    return clock.now();
-                }
-                Ok((_, len)) => reader.skip(len),
-                Err(_) => return None,
-            };
-        }
-        None
-    });
-    first.min()
+    let first_of = |stream: &PtStream<'m>| {
+        let stretches = plan([&stream.trace], usize::MAX).units;
+        stretches.iter().find_map(|stretch| {
+            let mut reader = Reader::new(&stream.trace, stretch.from);
+            let mut clock = Clock::new(config);
+            clock.set_reference(reader.reference());
+            for _ in 0..64 {
+                match reader.read()? {
+                    Ok((Packet::Tsc { tsc }, _)) => {
+                        clock.tsc(tsc, 0);
+                        return clock.now();
+                    }
+                    Ok((_, len)) => reader.skip(len),
+                    Err(_) => return None,
+                };
+            }
+            None
+        })
+    };
+    streams.filter_map(first_of).min()
 }
 
 /// A thread of a CPU's stream.
