@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod large;
 pub mod recording;
 
 use ptflow_decoder::config::TscConversion;
