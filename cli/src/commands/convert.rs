@@ -22,6 +22,7 @@ use ptflow_perf_import::symbols::FunctionNames;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
@@ -48,7 +49,9 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     let (images, functions) = loaded.store.images_with_functions();
     let cannot = || format!("cannot write {}", args.output.display());
     let output = SharedOutput(Rc::new(RefCell::new(Output::create(&args.output).with_context(cannot)?)));
-    let timeline = Budget::new(timeline(format, gzip, output.clone()), limits(args, format));
+    let threads = NonZeroUsize::new(pool.current_num_threads()).unwrap_or(NonZeroUsize::MIN);
+    let timeline = timeline(format, gzip.then_some(threads), output.clone());
+    let timeline = Budget::new(timeline, limits(args, format));
     let frames =
         Frames::new(&loaded, &functions, timeline, !loaded.capture.info.per_cpu).with_context(cannot)?;
     let progress = Progress::new(loaded.bytes(), args.common.quiet || args.common.no_progress);
@@ -90,7 +93,8 @@ pub fn write_frames<'n>(
     let (format, gzip) = format_of(path)?;
     let output = SharedOutput(Rc::new(RefCell::new(Output::create(path).with_context(cannot)?)));
     let limits = Limits { slices: Some(MAX_SLICES), min_ns: 0, depth: None };
-    let timeline = Budget::new(timeline(format, gzip, output.clone()), limits);
+    let timeline = timeline(format, gzip.then_some(NonZeroUsize::MIN), output.clone());
+    let timeline = Budget::new(timeline, limits);
     let frames = Frames::new(loaded, functions, timeline, false).and_then(find).with_context(cannot)?;
     let slices = frames.timeline.finish().with_context(cannot)?.slices;
     output.commit().with_context(cannot)?;
@@ -133,7 +137,8 @@ fn limits(args: &ConvertArgs, format: Format) -> Limits {
     }
 }
 
-fn timeline(format: Format, gzip: bool, output: SharedOutput) -> Box<dyn Timeline> {
+/// `gzip`: compressed, on so many threads.
+fn timeline(format: Format, gzip: Option<NonZeroUsize>, output: SharedOutput) -> Box<dyn Timeline> {
     fn of(format: Format, out: impl Write + 'static) -> Box<dyn Timeline> {
         match format {
             Format::Perfetto => Box::new(PerfettoWriter::new(out)),
@@ -141,7 +146,10 @@ fn timeline(format: Format, gzip: bool, output: SharedOutput) -> Box<dyn Timelin
             Format::Text => Box::new(TextWriter::new(out)),
         }
     }
-    let inner = if gzip { of(format, Gzip::new(output)) } else { of(format, output) };
+    let inner = match gzip {
+        Some(threads) => of(format, Gzip::with_threads(output, threads)),
+        None => of(format, output),
+    };
     Box::new(DepthGuard::new(inner))
 }
 
