@@ -3,6 +3,8 @@
 use crate::options::PtOptions;
 use anyhow::{Context as _, bail};
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
@@ -73,6 +75,7 @@ impl Recorder {
     fn emulation(&self, mut words: Vec<String>) -> anyhow::Result<Command> {
         let Some((program, arguments)) = self.command.split_first() else { bail!("no program is given") };
         let program = find_program(Path::new(program))?;
+        check_is_elf(&program)?;
         let name = program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         words.push(format!("comm={name}"));
         if !self.plugin.exists() {
@@ -98,6 +101,23 @@ fn path_word(path: &Path) -> anyhow::Result<String> {
     path.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", path.display()))
 }
 
+/// QEMU says nothing of a program that it cannot load, a script with its `#!` for one.
+fn check_is_elf(program: &Path) -> anyhow::Result<()> {
+    let mut magic = Vec::new();
+    let file = File::open(program).with_context(|| format!("cannot read {}", program.display()))?;
+    file.take(4).read_to_end(&mut magic)?;
+    if magic.starts_with(b"#!") {
+        bail!(
+            "{} is a script: give the program that runs it, and the script as its argument",
+            program.display()
+        );
+    }
+    if magic != *b"\x7fELF" {
+        bail!("{} is no ELF program", program.display());
+    }
+    Ok(())
+}
+
 /// The program as a shell would find it.
 fn find_program(name: &Path) -> anyhow::Result<PathBuf> {
     if name.components().count() > 1 {
@@ -108,4 +128,22 @@ fn find_program(name: &Path) -> anyhow::Result<PathBuf> {
         .map(|folder| folder.join(name))
         .find(|candidate| candidate.is_file())
         .with_context(|| format!("no program {} in PATH", name.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_is_elf;
+
+    #[test]
+    fn what_the_emulator_cannot_load_is_refused_with_the_reason() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let refusal = |bytes: &[u8]| {
+            let path = folder.path().join("program");
+            std::fs::write(&path, bytes).expect("written");
+            check_is_elf(&path).map_err(|error| error.to_string())
+        };
+        assert!(refusal(b"#!/bin/sh\n").is_err_and(|text| text.contains("is a script")));
+        assert!(refusal(b"\x7fE").is_err_and(|text| text.contains("no ELF program")));
+        assert!(refusal(b"\x7fELF\x02").is_ok());
+    }
 }
