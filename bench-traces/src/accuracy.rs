@@ -48,6 +48,11 @@ pub struct Accuracy {
     pub backwards: u64,
     /// Transfers without any time.
     pub timeless: u64,
+    /// How many transfers a CYC dates, and by how many cycles our count up to one of those is off at worst: cycles while
+    /// tracing was on.
+    pub cycles: (u64, u64),
+    /// How often tracing went on.
+    pub resumes: u64,
     /// The worst error of any transfer, taken or not, in nanoseconds. Direct jumps and calls have no packet, so no time
     /// in hand: of theirs, what goes beyond the stretch between the transfers around them that have.
     pub worst: f64,
@@ -62,9 +67,21 @@ struct Thread {
     told_at: u64,
     /// Errors of those since then that had none.
     untold: Vec<f64>,
+    /// Cycles at the last transfer, and how many up to there were traced.
+    cycles: u64,
+    traced: u64,
 }
 
 impl Thread {
+    /// Traced cycles up to this transfer.
+    fn traced(&mut self, entry: &Entry) -> u64 {
+        let passed = entry.cycles - std::mem::replace(&mut self.cycles, entry.cycles);
+        if entry.kind != EdgeKind::Resume {
+            self.traced += passed;
+        }
+        self.traced
+    }
+
     /// The worst error that is known now, of this transfer and those before it.
     fn worst(&mut self, entry: &Entry, error: f64) -> f64 {
         if matches!(entry.kind, EdgeKind::Jmp | EdgeKind::Call) {
@@ -101,13 +118,19 @@ fn counts(entry: &Entry) -> bool {
 pub fn ours(folder: &Path, way: Way) -> anyhow::Result<Accuracy> {
     let mut accuracy = Accuracy::default();
     let mut threads: BTreeMap<u32, Thread> = BTreeMap::new();
-    compare(folder, way, |tid, entry, moment| {
+    compare(folder, way, |tid, entry, moment, cycles| {
+        let thread = threads.entry(tid).or_default();
+        let traced = thread.traced(entry);
+        accuracy.resumes += u64::from(entry.kind == EdgeKind::Resume);
         let Some(Moment { tsc, exact }) = moment else {
             accuracy.timeless += 1;
             return;
         };
         let error = since_start(machine::TIME.to_ns(tsc).0) - true_ns(entry.cycles);
-        let thread = threads.entry(tid).or_default();
+        if let (true, Some(cycles)) = (exact, cycles) {
+            accuracy.cycles.0 += 1;
+            accuracy.cycles.1 = accuracy.cycles.1.max(cycles.abs_diff(traced));
+        }
         accuracy.backwards += u64::from(thread.tsc > tsc.0);
         thread.tsc = tsc.0;
         accuracy.worst = accuracy.worst.max(thread.worst(entry, error));

@@ -29,25 +29,28 @@ pub struct Way {
 }
 
 /// Decodes a recording without losses and holds every transfer, in order, to the truth: what, where, and after how many
-/// instructions. `each` is told of every one: the thread, the truth, and when we say that it was.
+/// instructions. `each` is told of every one: the thread, the truth, when we say that it was, and how many core cycles we say
+/// that the thread's traced code took up to it.
 pub fn compare(
     folder: &Path,
     way: Way,
-    mut each: impl FnMut(u32, &Entry, Option<Moment>),
+    mut each: impl FnMut(u32, &Entry, Option<Moment>, Option<u64>),
 ) -> anyhow::Result<()> {
     let mut truths = BTreeMap::new();
     walk(folder, way, |tid, spaces, list, result| {
         let truth = match truths.entry(tid) {
             btree_map::Entry::Occupied(truth) => truth.into_mut(),
             btree_map::Entry::Vacant(place) => {
-                place.insert(Truth { tid, log: open(folder, tid)?, instructions: 0, entries: 0 })
+                place.insert(Truth { tid, log: open(folder, tid)?, instructions: 0, cycles: 0, entries: 0 })
             }
         };
         let mut times = result.timeline.reader();
         for (mark, line) in &list.lines {
             let entry = truth.check(*mark, line, spaces)?;
-            each(tid, &entry, times.at(mark.ordinal));
+            let cycles = times.cycles_at(mark.ordinal).map(|cycles| truth.cycles + cycles);
+            each(tid, &entry, times.at(mark.ordinal), cycles);
         }
+        truth.cycles += result.timeline.cycles().unwrap_or(0);
         truth.instructions += result.end.instructions();
         Ok(())
     })?;
@@ -120,6 +123,8 @@ struct Truth {
     log: LogReader<BufReader<File>>,
     /// Instructions in the units before.
     instructions: u64,
+    /// Core cycles in them, as we count them.
+    cycles: u64,
     entries: u64,
 }
 

@@ -130,6 +130,7 @@ mod tests {
             start: Ns(5),
             end: Ns(9),
             instructions: 7,
+            cycles: None,
             untraced: Ns(1),
             began: Begin::Seen,
             ended: End::Seen,

@@ -16,9 +16,11 @@
 //! Between points, time is spread over instructions, and stretches without flow take up the slack (`timeline.rs`). The
 //! rules in full, and what they are worth: docs/TIME.md.
 
+mod cycles;
 mod resolve;
 mod timeline;
 
+pub use cycles::Cycles;
 pub use timeline::{Moment, TimeReader, Timeline};
 
 use crate::config::PtConfig;
@@ -92,6 +94,9 @@ pub struct Clock {
     /// No packets were lost since the last TSC packet.
     sure: bool,
     notes: Vec<Note>,
+    traced: Cycles,
+    /// The core:bus ratios, each with the ordinal behind which it was told; no two equal ones in a row.
+    ratios: Vec<(u64, u8)>,
 }
 
 impl Clock {
@@ -114,6 +119,8 @@ impl Clock {
             off: false,
             sure: true,
             notes: Vec::new(),
+            traced: Cycles::default(),
+            ratios: Vec::new(),
         }
     }
 
@@ -230,12 +237,16 @@ impl Clock {
     pub fn cyc(&mut self, cycles: u64) {
         self.cycles = self.cycles.wrapping_add(cycles);
         self.cycles_pending = true;
+        self.traced.pass(cycles);
     }
 
     /// A CBR packet.
     pub fn cbr(&mut self, ratio: u8, ordinal: u64) {
         self.pass(ordinal);
         self.note(ordinal, Kind::Ratio { ratio });
+        if self.ratios.last().is_none_or(|last| last.1 != ratio) {
+            self.ratios.push((ordinal, ratio));
+        }
     }
 
     /// A transfer was reached, at this ordinal; a CYC directly before its packet dates it.
@@ -244,6 +255,9 @@ impl Clock {
         if self.cycles_pending || self.floating {
             let dated = std::mem::take(&mut self.cycles_pending);
             self.floating = false;
+            if dated {
+                self.traced.point(ordinal);
+            }
             self.note(
                 ordinal,
                 if dated { Kind::Cycles { own: true } } else { Kind::Reached { here: false } },
@@ -255,6 +269,7 @@ impl Clock {
     pub fn here(&mut self, ordinal: u64) {
         self.pass(ordinal);
         self.floating = false;
+        self.traced.here();
         self.note(ordinal, Kind::Reached { here: true });
     }
 
@@ -270,12 +285,14 @@ impl Clock {
     /// Tracing went off.
     pub fn off(&mut self, ordinal: u64) {
         self.off = true;
+        self.traced.off(ordinal);
         self.note(ordinal, Kind::Off);
     }
 
     /// Tracing went on, with the transfer at this ordinal.
     pub fn on(&mut self, ordinal: u64) {
         self.off = false;
+        self.traced.on();
         self.date(ordinal);
     }
 
@@ -283,7 +300,18 @@ impl Clock {
     pub fn gap(&mut self, ordinal: u64) {
         self.pass(ordinal);
         self.floating = false;
+        self.traced.lost();
         self.note(ordinal, Kind::Off);
+    }
+
+    /// Flow is known again: what CYC packets count from here on is that of instructions that are known.
+    pub fn found(&mut self) {
+        self.traced.found();
+    }
+
+    /// What comes now is the next unit's, which counts its cycles itself.
+    pub fn seam(&mut self, ordinal: u64) {
+        self.traced.end(ordinal);
     }
 
     /// Packets were lost inside the CPU: cycles among them, and MTCs. MTCs tell the crystal clock's low bits, so they go
@@ -291,12 +319,14 @@ impl Clock {
     pub fn overflow(&mut self, ordinal: u64) {
         self.cycles_pending = false;
         self.sure = false;
+        self.traced.lost();
         self.note(ordinal, Kind::Break);
     }
 
     /// Works out the times.
     pub fn finish(self) -> Timeline {
-        Resolver::new(self.max_nonturbo).resolve(&self.notes).until(self.reference)
+        let timeline = Resolver::new(self.max_nonturbo).resolve(&self.notes).until(self.reference);
+        timeline.with_rates(self.traced, self.ratios)
     }
 }
 

@@ -31,7 +31,8 @@ impl Mark {
 
     /// Instructions executed since the unit's start.
     pub fn instructions(self) -> u64 {
-        self.ordinal - self.switches
+        // Of a mark put together from two, an interruption may lie in between.
+        self.ordinal.saturating_sub(self.switches)
     }
 }
 

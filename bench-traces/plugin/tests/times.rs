@@ -68,6 +68,11 @@ fn every_way_to_record_time() {
         assert_eq!(ours.timeless, 0);
         assert!(ours.exact.quantile(1.0) <= quantum(), "exact: {} ns off", ours.exact.quantile(1.0));
         let share = ours.exact.count() as f64 / ours.ours.count() as f64;
+        // The count of cycles is exact where the time is: the recorder's, but for what went by without tracing. Each time that
+        // goes off, a threshold keeps back as many cycles as it has.
+        let (counted, off) = ours.cycles;
+        let kept_back = if options.cyc_thresh > 1 { ours.resumes << (options.cyc_thresh - 1) } else { 0 };
+        assert!((counted > 0) == options.cyc && off <= kept_back, "{counted} counts of cycles, {off} off");
         assert!(share >= exact && (share > 0.0) == options.cyc, "{share} are exact");
         assert!(ours.worst <= worst + quantum(), "{} ns off, a period is {worst}", ours.worst);
         no_worse_than_perf(&recording, &mut ours, options);

@@ -260,3 +260,93 @@ fn units_follow_each_other() {
     let mut reader = next.reader();
     assert_eq!([0, 10].map(|at| reader.at(at).map(|moment| moment.tsc.0)), [Some(2_150), Some(2_160)]);
 }
+
+#[track_caller]
+fn cycles(clock: Clock, ordinals: &[u64]) -> (Vec<Option<u64>>, Option<u64>) {
+    let timeline = clock.finish();
+    let mut reader = timeline.reader();
+    (ordinals.iter().map(|ordinal| reader.cycles_at(*ordinal)).collect(), timeline.cycles())
+}
+
+/// CYCs before transfers count up to them; one before an MTC counts for the next transfer; in between they are spread over
+/// instructions.
+#[test]
+fn cycles_are_counted_up_to_transfers() {
+    let mut clock = Clock::new(&config());
+    clock.here(0);
+    clock.cyc(30);
+    clock.date(10);
+    clock.cyc(5);
+    clock.mtc(1, 10);
+    clock.date(20);
+    clock.cyc(15);
+    clock.date(30);
+    clock.cyc(7);
+    clock.seam(35);
+    // The next unit's PSB+.
+    clock.cyc(100);
+    clock.here(35);
+    assert_eq!(
+        cycles(clock, &[0, 5, 10, 15, 20, 30, 32, 35, 40]),
+        ([0, 15, 30, 35, 40, 50, 52, 57, 57].map(Some).to_vec(), Some(57))
+    );
+    let mut clock = Clock::new(&config());
+    clock.tsc(1_000_000, 0);
+    clock.date(100);
+    clock.off(100);
+    assert_eq!(cycles(clock, &[0, 100]), (vec![None, None], None));
+}
+
+/// The counter runs on while tracing is off, but those cycles are of no instruction that is known.
+#[test]
+fn cycles_without_tracing_do_not_count() {
+    let mut clock = Clock::new(&config());
+    // Before TIP.PGE, in a unit that begins without tracing.
+    clock.cyc(1000);
+    clock.on(1);
+    clock.cyc(30);
+    clock.date(11);
+    clock.cyc(4);
+    clock.mtc(1, 11);
+    // TIP.PGD and TIP.PGE, the second with a CYC.
+    clock.off(16);
+    clock.cyc(5000);
+    clock.on(18);
+    clock.cyc(20);
+    clock.date(28);
+    assert_eq!(cycles(clock, &[1, 11, 16, 18, 23, 28]).0, [0, 30, 34, 34, 44, 54].map(Some));
+}
+
+/// Lost packets had cycles, or hold instructions that nobody knows.
+#[test]
+fn cycles_of_what_is_lost_do_not_count() {
+    let mut clock = Clock::new(&config());
+    clock.here(0);
+    clock.cyc(30);
+    clock.date(10);
+    // CYC, OVF, FUP.
+    clock.cyc(999);
+    clock.overflow(10);
+    clock.gap(10);
+    clock.found();
+    clock.cyc(6);
+    clock.date(15);
+    // Code without an image.
+    clock.gap(15);
+    clock.cyc(999);
+    clock.mtc(1, 16);
+    clock.cyc(7);
+    clock.found();
+    clock.cyc(8);
+    clock.date(21);
+    assert_eq!(cycles(clock, &[10, 11, 15, 17, 21]), ([30, 31, 36, 38, 44].map(Some).to_vec(), Some(44)));
+}
+
+#[test]
+fn ratios_are_told_where_they_change() {
+    let mut clock = Clock::new(&config());
+    for (ratio, ordinal) in [(20, 0), (20, 50), (30, 70), (30, 90), (20, 95)] {
+        clock.cbr(ratio, ordinal);
+    }
+    assert_eq!(clock.finish().ratios(), [(0, 20), (70, 30), (95, 20)]);
+}

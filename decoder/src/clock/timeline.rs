@@ -4,6 +4,7 @@
 //! off, packets were lost), the instructions go at the unit's usual rate, and the rest of the time is shared by the
 //! interruptions alike.
 
+use super::Cycles;
 use crate::units::Tsc;
 
 /// What packets said at one ordinal.
@@ -64,7 +65,7 @@ impl TimelineBuilder {
             }
         }
         let rate = if instructions == 0 { 1.0 } else { ticks as f64 / instructions as f64 };
-        Timeline { points, offs, rate, floor: 0, ceiling: None }
+        Timeline { points, offs, rate, ..Timeline::default() }
     }
 }
 
@@ -85,6 +86,9 @@ pub struct Timeline {
     floor: u64,
     /// When the trace was read: nothing in it is later.
     ceiling: Option<u64>,
+    cycles: Cycles,
+    /// Core:bus ratios by the ordinals behind which they were told.
+    ratios: Vec<(u64, u8)>,
 }
 
 /// A moment, and how it is known.
@@ -102,6 +106,21 @@ impl Timeline {
     pub(super) fn until(mut self, ceiling: Option<u64>) -> Self {
         self.ceiling = ceiling;
         self
+    }
+
+    pub(super) fn with_rates(mut self, cycles: Cycles, ratios: Vec<(u64, u8)>) -> Self {
+        (self.cycles, self.ratios) = (cycles, ratios);
+        self
+    }
+
+    /// Core cycles of the unit's traced code; `None` where no CYC packet tells them.
+    pub fn cycles(&self) -> Option<u64> {
+        self.cycles.total()
+    }
+
+    /// The core:bus ratios (CBR packets), each with the ordinal from which it holds; the first, and every change.
+    pub fn ratios(&self) -> &[(u64, u8)] {
+        &self.ratios
     }
 
     /// Nothing is earlier than what the units before reach up to.
@@ -123,7 +142,7 @@ impl Timeline {
 
     /// Reads times in rising order of ordinals.
     pub fn reader(&self) -> TimeReader<'_> {
-        TimeReader { timeline: self, next: 0, offs: 0, offs_end: 0 }
+        TimeReader { timeline: self, next: 0, offs: 0, offs_end: 0, next_cycles: 0 }
     }
 
     /// The first and the last time that a packet gave.
@@ -141,6 +160,8 @@ pub struct TimeReader<'t> {
     /// Indices of the interruptions between the point before that and it.
     offs: usize,
     offs_end: usize,
+    /// Index of the first point of cycles behind the ordinal last asked for.
+    next_cycles: usize,
 }
 
 impl TimeReader<'_> {
@@ -150,6 +171,13 @@ impl TimeReader<'_> {
         let Moment { tsc, exact } = self.known_at(ordinal)?;
         let floor = Tsc(self.timeline.floor);
         Some(Moment { tsc: tsc.max(floor), exact: exact && tsc >= floor })
+    }
+
+    /// Core cycles of traced code from the unit's start to an ordinal, which must not be lower than the one asked for
+    /// before; between two transfers that a CYC dates they are spread over the instructions. `None` where no CYC packet
+    /// tells any.
+    pub fn cycles_at(&mut self, ordinal: u64) -> Option<u64> {
+        self.timeline.cycles.at(ordinal, &mut self.next_cycles)
     }
 
     fn known_at(&mut self, ordinal: u64) -> Option<Moment> {

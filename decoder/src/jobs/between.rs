@@ -1,7 +1,7 @@
 //! Stretches of a thread from one marker to the next: requests of programs that have no function which is the request.
 
 use super::calls::{Cut, FrameName, FrameSink};
-use super::invocations::{Begin, End, Invocation, Untraced, flags};
+use super::invocations::{Begin, End, Invocation, Untraced, flags, passed};
 use crate::image::FunctionId;
 use crate::ledger::LossReason;
 use crate::plan::Unit;
@@ -62,6 +62,7 @@ impl Flags {
 struct Stack {
     now: Ns,
     executed: u64,
+    cycles: Option<u64>,
     untraced: Untraced,
     unit: Option<(usize, Position)>,
     open: Option<Open>,
@@ -73,6 +74,7 @@ struct Open {
     value: Option<u64>,
     start: Ns,
     executed: u64,
+    cycles: Option<u64>,
     untraced: u64,
     unit: Option<(usize, Position)>,
 }
@@ -101,6 +103,7 @@ where
             start: open.start,
             end: stack.now,
             instructions: stack.executed.saturating_sub(open.executed),
+            cycles: passed(open.cycles, stack.cycles),
             untraced: Ns(stack.untraced.total.saturating_sub(open.untraced)),
             began: Begin::Seen,
             ended,
@@ -111,8 +114,9 @@ where
 
     fn begin(&mut self, index: usize, function: FunctionId, value: Option<u64>) {
         let Some(stack) = self.stacks.get_mut(index) else { return };
-        let Stack { now: start, executed, unit, untraced: Untraced { total: untraced, .. }, .. } = *stack;
-        stack.open.get_or_insert(Open { function, value, start, executed, untraced, unit });
+        let Stack { now: start, executed, cycles, unit, untraced: Untraced { total: untraced, .. }, .. } =
+            *stack;
+        stack.open.get_or_insert(Open { function, value, start, executed, cycles, untraced, unit });
     }
 
     fn at(&mut self, index: usize, now: Ns) {
@@ -128,6 +132,7 @@ where
     T: FnMut(Invocation) -> Result<(), E>,
 {
     type Error = E;
+    const CYCLES: bool = true;
 
     fn open(&mut self, index: usize, at: Ns, name: FrameName, inferred: bool) -> Result<(), E> {
         self.at(index, at);
@@ -160,6 +165,12 @@ where
     fn executed(&mut self, index: usize, instructions: u64) {
         if let Some(stack) = self.stacks.get_mut(index) {
             stack.executed = instructions;
+        }
+    }
+
+    fn cycles(&mut self, index: usize, cycles: u64) {
+        if let Some(stack) = self.stacks.get_mut(index) {
+            stack.cycles = Some(cycles);
         }
     }
 

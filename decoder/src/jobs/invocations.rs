@@ -46,6 +46,8 @@ pub struct Invocation {
     pub end: Ns,
     /// Instructions in between, those of what it called included.
     pub instructions: u64,
+    /// Core cycles in between while tracing was on; `None` where no CYC packets tell them.
+    pub cycles: Option<u64>,
     /// Time in between in which nothing was traced: system calls, other threads' turns.
     pub untraced: Ns,
     /// How it came into view.
@@ -94,6 +96,7 @@ struct Stack {
     /// Open frames by function.
     open: HashMap<FunctionId, usize>,
     executed: u64,
+    cycles: Option<u64>,
     untraced: Untraced,
     /// Flow was lost before now.
     lost: bool,
@@ -128,6 +131,7 @@ struct Open {
     function: FunctionId,
     start: Ns,
     executed: u64,
+    cycles: Option<u64>,
     untraced: u64,
     began: Begin,
     counts: bool,
@@ -159,6 +163,7 @@ where
             start: frame.start,
             end: at,
             instructions: stack.executed.saturating_sub(frame.executed),
+            cycles: passed(frame.cycles, stack.cycles),
             untraced: Ns(stack.untraced.total.saturating_sub(frame.untraced)),
             began: frame.began,
             ended,
@@ -173,6 +178,7 @@ where
     T: FnMut(Invocation) -> Result<(), E>,
 {
     type Error = E;
+    const CYCLES: bool = true;
 
     fn open(&mut self, index: usize, at: Ns, name: FrameName, inferred: bool) -> Result<(), E> {
         let Some(stack) = self.stacks.get_mut(index) else { return Ok(()) };
@@ -187,8 +193,8 @@ where
                     (true, false) => Begin::BeforeTrace,
                     (true, true) => Begin::InGap,
                 };
-                let Stack { executed, unit, untraced: Untraced { total: untraced, .. }, .. } = *stack;
-                Some(Open { function, start: at, executed, untraced, began, counts, unit })
+                let Stack { executed, cycles, unit, untraced: Untraced { total: untraced, .. }, .. } = *stack;
+                Some(Open { function, start: at, executed, cycles, untraced, began, counts, unit })
             }
             _ => None,
         };
@@ -213,6 +219,12 @@ where
         }
     }
 
+    fn cycles(&mut self, index: usize, cycles: u64) {
+        if let Some(stack) = self.stacks.get_mut(index) {
+            stack.cycles = Some(cycles);
+        }
+    }
+
     fn unit(&mut self, index: usize, unit: &Unit) {
         if let Some(stack) = self.stacks.get_mut(index) {
             stack.unit = Some((unit.stream, unit.from));
@@ -225,6 +237,11 @@ where
         }
         Ok(())
     }
+}
+
+/// Cycles from one moment to another, where both are told.
+pub(super) fn passed(from: Option<u64>, to: Option<u64>) -> Option<u64> {
+    Some(to?.saturating_sub(from?))
 }
 
 /// A flag for each function up to the last one that is set.
@@ -447,6 +464,7 @@ mod tests {
             start: Ns(start),
             end: Ns(start + duration),
             instructions: 0,
+            cycles: None,
             untraced: Ns(0),
             began: Begin::Seen,
             ended: End::Seen,

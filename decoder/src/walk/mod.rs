@@ -241,6 +241,7 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
 
     /// What came out; the graph and the sink are free again.
     fn finish(mut self) -> (UnitResult, &'w mut Graph, &'w mut S) {
+        self.clock.seam(self.mark.ordinal);
         self.seam();
         self.packet_at = self.reader.offset();
         self.close_loss();
@@ -300,6 +301,7 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
                 at: loss.at,
             });
             self.mark.interrupt();
+            self.clock.found();
             let event = Event::Gap { reason: loss.reason, begin: loss.begin, bytes: loss.bytes };
             self.sink.event(event, self.mark);
         }

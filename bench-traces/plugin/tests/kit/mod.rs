@@ -146,7 +146,7 @@ impl Recording {
             })?;
         }
         let way = Way { engine: Engine::Fast, threads: 2, unit_bytes: 1 << 18 };
-        order::compare(self.folder(), way, |_, _, _| {}).map_err(|error| format!("{error:#}"))
+        order::compare(self.folder(), way, |_, _, _, _| {}).map_err(|error| format!("{error:#}"))
     }
 
     /// Our own decoder, on a trace with losses: no execution is invented, and none is missing but of transfers that nobody

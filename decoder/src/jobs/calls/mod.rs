@@ -74,6 +74,8 @@ enum Step {
     Owner(Option<ThreadId>),
     /// The program wrote a value into the trace (PTWRITE).
     Value(u64),
+    /// The core's clock rate is another from here on.
+    Ratio(u8),
 }
 
 /// Collects the steps of one unit.
@@ -251,6 +253,8 @@ pub enum Cut {
 pub trait FrameSink {
     /// Why a frame could not be taken.
     type Error;
+    /// Whether the job wants to know about core cycles.
+    const CYCLES: bool = false;
     /// A frame opens; `inferred` = control was in it before, but its call was not seen.
     fn open(&mut self, stream: usize, at: Ns, name: FrameName, inferred: bool) -> Result<(), Self::Error>;
     /// The youngest open frame ends.
@@ -262,6 +266,14 @@ pub trait FrameSink {
     }
     /// So many instructions were executed on this stack before what comes next. Most jobs do not care.
     fn executed(&mut self, _stream: usize, _instructions: u64) {}
+    /// So many core cycles went by in this stack's traced code before what comes next. Never told where no CYC packets
+    /// are, or where the job does not [want](Self::CYCLES) them.
+    fn cycles(&mut self, _stream: usize, _cycles: u64) {}
+    /// From here on this stack's core runs at so many times its bus clock, as a CBR packet says: the first one, and every
+    /// change. Most jobs do not care.
+    fn ratio(&mut self, _stream: usize, _at: Ns, _ratio: u8) -> Result<(), Self::Error> {
+        Ok(())
+    }
     /// What comes next on this stack was found in this unit.
     fn unit(&mut self, _stream: usize, _unit: &Unit) {}
     /// The frame that opens next was called, and this is where it returns to.
@@ -306,6 +318,10 @@ struct Stack {
     /// Instructions before the current unit (of a CPU: before the thread's current stretch). Time, where the trace has
     /// none.
     instructions: u64,
+    /// Cycles before that, too; and before the current unit.
+    cycles: u64,
+    /// The core:bus ratio that was told last.
+    ratio: Option<u8>,
     aside: Aside,
     /// Where the handler that ended last had interrupted the thread.
     interrupted: Option<CodeAddr>,
@@ -341,8 +357,21 @@ impl<F: FrameSink> CallStacks<F> {
         }
         fold.sink.unit(unit.stream, unit);
         let mut gap_from = None;
+        let mut cycles = result.timeline.reader();
+        let cycles_before = fold.stack.cycles;
+        let mut ratios = result.timeline.ratios().iter().copied().peekable();
         for (mark, step) in &steps.steps {
+            let reached = if let Step::Gap { begin, .. } = step { *begin } else { mark.ordinal };
+            while let Some((ordinal, ratio)) = ratios.next_if(|(ordinal, _)| *ordinal < reached) {
+                fold.stack.now = ns(Mark { ordinal, ..*mark }).max(fold.stack.now);
+                fold.step(Step::Ratio(ratio), None)?;
+            }
             fold.sink.executed(unit.stream, base + mark.instructions());
+            if F::CYCLES
+                && let Some(passed) = cycles.cycles_at(mark.ordinal)
+            {
+                fold.sink.cycles(unit.stream, cycles_before.saturating_add(passed));
+            }
             // A gap's begin was passed already: frames were open up to there.
             if let Step::Gap { begin, .. } = step {
                 gap_from = Some(ns(Mark { ordinal: *begin, ..*mark }).max(fold.stack.now));
@@ -353,8 +382,18 @@ impl<F: FrameSink> CallStacks<F> {
             fold.stack.now = now;
             fold.step(*step, gap_from.take())?;
         }
+        for (ordinal, ratio) in ratios {
+            fold.stack.now = ns(Mark { ordinal, ..result.end }).max(fold.stack.now);
+            fold.step(Step::Ratio(ratio), None)?;
+        }
         let end = ns(result.end).max(fold.stack.now);
         fold.stack.now = end;
+        if let Some(cycles) = result.timeline.cycles() {
+            fold.stack.cycles = cycles_before.saturating_add(cycles);
+            if F::CYCLES {
+                fold.sink.cycles(unit.stream, fold.stack.cycles);
+            }
+        }
         fold.stack.instructions = base + result.end.instructions();
         fold.sink.executed(unit.stream, fold.stack.instructions);
         Ok(())
@@ -392,6 +431,11 @@ impl<F: FrameSink> Fold<'_, F> {
             Step::Sync { at } => self.settle(at),
             Step::Owner(_) => Ok(()),
             Step::Value(value) => self.sink.value(self.stream, self.stack.now, value),
+            Step::Ratio(ratio) if self.stack.ratio == Some(ratio) => Ok(()),
+            Step::Ratio(ratio) => {
+                self.stack.ratio = Some(ratio);
+                self.sink.ratio(self.stream, self.stack.now, ratio)
+            }
             Step::Gap { reason, .. } => {
                 self.sink.gap(self.stream, gap_from.unwrap_or(self.stack.now), self.stack.now, reason)
             }

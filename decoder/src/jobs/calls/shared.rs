@@ -22,11 +22,42 @@ struct Stretch {
     /// Instructions of the unit before this stretch, and in it.
     before: u64,
     executed: u64,
+    /// Core cycles, likewise; none where none are told.
+    cycles_before: Option<u64>,
+    cycles: Option<u64>,
 }
 
 impl Stretch {
-    fn new(stack: usize, unit: &Unit, before: u64) -> Self {
-        Self { stack, unit: *unit, broken: false, steps: Vec::new(), end: Ns(0), before, executed: 0 }
+    fn new(stack: usize, unit: &Unit, before: u64, cycles_before: Option<u64>) -> Self {
+        Self {
+            stack,
+            unit: *unit,
+            broken: false,
+            steps: Vec::new(),
+            end: Ns(0),
+            before,
+            executed: 0,
+            cycles_before,
+            cycles: None,
+        }
+    }
+
+    /// The step is the last one so far.
+    fn push(&mut self, at: Ns, step: Step, gap_from: Option<Ns>, instructions: u64, cycles: Option<u64>) {
+        let executed = instructions.saturating_sub(self.before);
+        let cycles = self.cycles_since(cycles);
+        self.steps.push(TimedStep { at, step, gap_from, executed, cycles });
+        self.end = at;
+    }
+
+    /// It is over.
+    fn end(&mut self, instructions: u64, cycles: Option<u64>) {
+        self.executed = instructions.saturating_sub(self.before);
+        self.cycles = self.cycles_since(cycles);
+    }
+
+    fn cycles_since(&self, cycles: Option<u64>) -> Option<u64> {
+        Some(cycles?.saturating_sub(self.cycles_before?))
     }
 }
 
@@ -38,6 +69,8 @@ struct TimedStep {
     gap_from: Option<Ns>,
     /// Instructions of the stretch before it.
     executed: u64,
+    /// Core cycles of the stretch before it, where they are told.
+    cycles: Option<u64>,
 }
 
 /// What waits, and where each CPU stands.
@@ -56,6 +89,8 @@ struct Stream {
     /// The latest time.
     now: Ns,
     instructions: u64,
+    /// The core:bus ratio that was told last.
+    ratio: Option<u8>,
 }
 
 impl<F: FrameSink> CallStacks<F> {
@@ -81,22 +116,38 @@ impl<F: FrameSink> CallStacks<F> {
             now = now.max(at);
             now
         };
+        let mut cycles = result.timeline.reader();
+        let mut cycles_at = |mark: Mark| cycles.cycles_at(mark.ordinal).filter(|_| F::CYCLES);
+        let mut ratios = result.timeline.ratios().iter().copied().peekable();
+        let mut ratio = stream.ratio;
         let mut done = Vec::new();
-        let mut current = stream.last.map(|stack| Stretch::new(stack, unit, 0));
+        let start = Mark::default();
+        let mut current = stream.last.map(|stack| Stretch::new(stack, unit, 0, cycles_at(start)));
         if let Some(current) = current.as_mut().filter(|_| unit.after_break) {
             current.broken = true;
-            current.end = ns(Mark::default());
+            current.end = ns(start);
         }
         for (mark, step) in &steps.steps {
+            let reached = if let Step::Gap { begin, .. } = step { *begin } else { mark.ordinal };
+            while let Some((ordinal, told)) = ratios.next_if(|(ordinal, _)| *ordinal < reached) {
+                ratio = Some(told);
+                if let Some(current) = &mut current {
+                    let mark = Mark { ordinal, ..*mark };
+                    current.push(ns(mark), Step::Ratio(told), None, mark.instructions(), cycles_at(mark));
+                }
+            }
             if let Step::Owner(thread) = step {
                 let next = stack(*thread);
                 if next != current.as_ref().map(|current| current.stack) {
-                    let before = mark.instructions();
+                    let (before, cycles_before) = (mark.instructions(), cycles_at(*mark));
                     if let Some(current) = &mut current {
-                        current.executed = before.saturating_sub(current.before);
+                        current.end(before, cycles_before);
                     }
                     done.extend(current.take());
-                    current = next.map(|stack| Stretch::new(stack, unit, before));
+                    current = next.map(|stack| Stretch::new(stack, unit, before, cycles_before));
+                    if let (Some(current), Some(ratio)) = (&mut current, ratio) {
+                        current.push(ns(*mark), Step::Ratio(ratio), None, before, cycles_before);
+                    }
                 }
                 continue;
             }
@@ -106,22 +157,22 @@ impl<F: FrameSink> CallStacks<F> {
             };
             let at = ns(*mark);
             if let Some(current) = &mut current {
-                let executed = mark.instructions().saturating_sub(current.before);
-                current.steps.push(TimedStep { at, step: *step, gap_from, executed });
-                current.end = at;
+                current.push(at, *step, gap_from, mark.instructions(), cycles_at(*mark));
             }
         }
+        stream.ratio = result.timeline.ratios().last().map(|last| last.1).or(stream.ratio);
         let end = ns(result.end);
         stream.last = current.as_ref().map(|current| current.stack);
         if let Some(mut current) = current {
             current.end = end;
-            current.executed = result.end.instructions().saturating_sub(current.before);
+            current.end(result.end.instructions(), result.timeline.cycles().filter(|_| F::CYCLES));
             done.push(current);
         }
         stream.now = end;
         stream.instructions += result.end.instructions();
         for stretch in done {
-            let start = stretch.steps.first().map_or(stretch.end, |step| step.at);
+            let first = stretch.steps.iter().find(|step| !matches!(step.step, Step::Ratio(_)));
+            let start = first.map_or(stretch.end, |step| step.at);
             self.shared.sequence += 1;
             self.shared.waiting.insert((start, unit.stream, self.shared.sequence), stretch);
         }
@@ -137,16 +188,28 @@ impl<F: FrameSink> CallStacks<F> {
         while let Some(first) = self.shared.waiting.first_entry()
             && before.is_none_or(|before| first.key().0 < before)
         {
-            let Stretch { stack: index, unit, broken, steps, end, executed: in_all, .. } = first.remove();
+            let Stretch {
+                stack: index,
+                unit,
+                broken,
+                steps,
+                end,
+                executed: in_all,
+                cycles: cycles_in_all,
+                ..
+            } = first.remove();
             let Some(stack) = self.stacks.get_mut(index) else { continue };
             let mut fold = Fold { stack, sink: &mut self.sink, stream: index };
-            let base = fold.stack.instructions;
+            let (base, cycles_before) = (fold.stack.instructions, fold.stack.cycles);
             if broken {
                 fold.cut_all(Cut::Gap)?;
             }
             fold.sink.unit(index, &unit);
-            for TimedStep { at, step, gap_from, executed } in steps {
+            for TimedStep { at, step, gap_from, executed, cycles } in steps {
                 fold.sink.executed(index, base + executed);
+                if let Some(cycles) = cycles {
+                    fold.sink.cycles(index, cycles_before.saturating_add(cycles));
+                }
                 if let Some(from) = gap_from {
                     fold.stack.now = from.max(fold.stack.now);
                     fold.cut_all(Cut::Gap)?;
@@ -158,6 +221,10 @@ impl<F: FrameSink> CallStacks<F> {
             fold.stack.now = end.max(fold.stack.now);
             fold.stack.instructions = base.saturating_add(in_all);
             fold.sink.executed(index, fold.stack.instructions);
+            if let Some(cycles) = cycles_in_all {
+                fold.stack.cycles = cycles_before.saturating_add(cycles);
+                fold.sink.cycles(index, fold.stack.cycles);
+            }
         }
         Ok(())
     }

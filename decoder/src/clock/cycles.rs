@@ -1,0 +1,113 @@
+//! Core cycles of traced code, as CYC packets count them: what instructions per cycle are told from.
+//!
+//! A CYC tells the cycles since the CYC before (SDM vol. 3C, "Cycle Count (CYC) Packet"), wherever the core was in between.
+//! Those that went by while tracing was off (as in the kernel's decoder, which counts them from TIP.PGE to TIP.PGD), or
+//! while the flow was lost, have no instructions and do not count. With a CYC threshold there may be no CYC where tracing
+//! goes off: what it kept back, fewer cycles than the threshold each time, is told only with those that do not count.
+
+/// The cycles of one unit.
+#[derive(Clone, Debug, Default)]
+pub struct Cycles {
+    /// Ordinals of transfers that a CYC stood directly before, and the cycles up to there. Both rise.
+    points: Vec<(u64, u64)>,
+    /// Cycles up to the last point.
+    counted: u64,
+    /// Cycles since then.
+    since: u64,
+    /// A CYC came.
+    any: bool,
+    /// An address of traced code was told in the unit.
+    was_on: bool,
+    /// Tracing is off.
+    off: bool,
+    /// Flow is lost.
+    lost: bool,
+    /// The unit is over.
+    ended: bool,
+}
+
+impl Cycles {
+    /// A CYC.
+    #[inline]
+    pub(super) fn pass(&mut self, cycles: u64) {
+        if !(self.off | self.lost | self.ended) {
+            self.any = true;
+            self.since = self.since.saturating_add(cycles);
+        }
+    }
+
+    /// The CYC stood directly before the packet of the transfer at this ordinal.
+    #[inline]
+    pub(super) fn point(&mut self, ordinal: u64) {
+        if !(self.off | self.lost | self.ended) {
+            self.was_on = true;
+            self.tell(ordinal);
+        }
+    }
+
+    fn tell(&mut self, ordinal: u64) {
+        self.counted = self.counted.saturating_add(std::mem::take(&mut self.since));
+        match self.points.last_mut() {
+            Some(last) if last.0 >= ordinal => last.1 = self.counted,
+            _ => self.points.push((ordinal, self.counted)),
+        }
+    }
+
+    /// Tracing is on: PSB+ has an address.
+    pub(super) fn here(&mut self) {
+        self.was_on = true;
+    }
+
+    /// Tracing goes off.
+    pub(super) fn off(&mut self, ordinal: u64) {
+        if self.any {
+            self.tell(ordinal);
+        }
+        self.off = true;
+    }
+
+    /// Tracing goes on. Where the unit begins without tracing, what it counted so far is nobody's.
+    pub(super) fn on(&mut self) {
+        if !self.was_on || self.off {
+            self.since = 0;
+        }
+        self.was_on = true;
+        self.off = false;
+    }
+
+    /// Flow is lost, and with it the cycles since the last point: some of them may be those of what was lost.
+    pub(super) fn lost(&mut self) {
+        self.since = 0;
+        self.lost = true;
+    }
+
+    /// Flow is found again.
+    pub(super) fn found(&mut self) {
+        self.lost = false;
+    }
+
+    /// The unit is over, at this ordinal.
+    pub(super) fn end(&mut self, ordinal: u64) {
+        if !self.ended && self.any {
+            self.tell(ordinal);
+        }
+        self.ended = true;
+    }
+
+    /// All cycles of the unit; `None` where no CYC told any.
+    pub fn total(&self) -> Option<u64> {
+        self.any.then(|| self.counted.saturating_add(self.since))
+    }
+
+    /// Cycles up to an ordinal. `next` is the index of the first point behind the ordinal asked for before.
+    pub(super) fn at(&self, ordinal: u64, next: &mut usize) -> Option<u64> {
+        let total = self.total()?;
+        while self.points.get(*next).is_some_and(|point| point.0 <= ordinal) {
+            *next += 1;
+        }
+        let (begin, before) = next.checked_sub(1).map_or((0, 0), |index| self.points[index]);
+        let Some(&(end, after)) = self.points.get(*next) else { return Some(total) };
+        let share = ordinal.saturating_sub(begin) as f64 / (end - begin).max(1) as f64;
+        Some(before + ((after - before) as f64 * share) as u64)
+    }
+}
