@@ -10,3 +10,5 @@ pub mod options;
 pub mod order;
 pub mod pt;
 pub mod recorder;
+pub mod synth;
+pub mod truth;

@@ -10,12 +10,14 @@ use ptflow_bench_traces::log::{Entry, LogReader};
 use ptflow_bench_traces::options::{PtOptions, machine};
 use ptflow_bench_traces::order::Way;
 use ptflow_bench_traces::recorder::{PLUGIN, Recorder};
+use ptflow_bench_traces::synth::{Made, SynthArgs, synthesize};
 use ptflow_decoder::units::Tsc;
 use ptflow_decoder::walk::Engine;
 use std::ffi::OsString;
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
+use std::time::Instant;
 
 /// Intel PT captures without the hardware: real programs under an emulator, with the ground truth
 #[derive(Parser, Debug)]
@@ -29,6 +31,8 @@ struct Args {
 enum Verb {
     /// Run a program and write DIR/perf.data, DIR/truth.edges and DIR/totals.json
     Record(RecordArgs),
+    /// Write a capture of any size: a seeded walk through real code, with DIR/truth.edges and DIR/totals.json
+    Synth(SynthArgs),
     /// Run a program and count its instructions and taken branches
     Count(CountArgs),
     /// Print an ordered truth, tab-separated: CYCLES TIME_NS INSTRUCTIONS KIND FROM TO
@@ -100,11 +104,24 @@ fn run(args: Args) -> anyhow::Result<ExitStatus> {
             eprintln!("instructions {}\ntaken_branches {}", counts.instructions, counts.taken_branches);
             Ok(counts.status)
         }
+        Verb::Synth(args) => synth(&args).map(|()| ExitStatus::default()),
         Verb::Accuracy(args) => print_accuracy(&args.recordings).map(|()| ExitStatus::default()),
         Verb::Log(args) => print_log(&args.file).map(|()| ExitStatus::default()),
         #[cfg(feature = "oracle")]
         Verb::Bench(args) => bench::run(&args).map(|()| ExitStatus::default()),
     }
+}
+
+/// Writes a synthetic capture and says what it is.
+fn synth(args: &SynthArgs) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let Made { bytes, branches, walked: (blocks, code) } = synthesize(args)?;
+    let mb = |bytes: u64| bytes as f64 / 1e6;
+    let seconds = started.elapsed().as_secs_f64();
+    let speed = mb(bytes) / seconds;
+    eprintln!("{:.1} MB of trace, {branches} branches, {seconds:.2} s, {speed:.0} MB/s", mb(bytes));
+    eprintln!("code walked: {blocks} blocks, {:.2} MB", mb(code));
+    Ok(())
 }
 
 /// Prints a table of errors in nanoseconds: a row for our times and one for perf's.

@@ -6,6 +6,7 @@
 
 use ptflow_bench_traces::options::{PtOptions, machine};
 use ptflow_bench_traces::pt::PtEncoder;
+use ptflow_bench_traces::truth::Totals;
 use ptflow_decoder::units::Tsc;
 use ptflow_perf_import::write::{PerfWriter, Who};
 use ptflow_perf_import::{Cpu, Pid, Tid};
@@ -250,16 +251,16 @@ impl Cpus {
     }
 
     /// Writes what is left, when no thread runs any more; packets, compressed returns and bytes of all CPUs.
-    pub fn finish(&self, writer: Option<&mut PerfWriter<File>>) -> io::Result<(u64, u64, u64)> {
-        let mut sums = (0, 0, 0);
+    pub fn finish(&self, writer: Option<&mut PerfWriter<File>>) -> io::Result<Totals> {
+        let mut sums = Totals::default();
         let mut state = self.state();
         let mut writer = writer;
         for (index, core) in state.cores.iter_mut().enumerate() {
             let cpu = Cpu(index as u32);
             let end = core.encoder.offset() + core.encoder.pending() as u64;
-            sums.0 += core.encoder.packets;
-            sums.1 += core.encoder.compressed_returns;
-            sums.2 += end;
+            sums.packets += core.encoder.packets;
+            sums.compressed_returns += core.encoder.compressed_returns;
+            sums.bytes += end;
             if let (Some(writer), Some(last)) = (writer.as_deref_mut(), core.last) {
                 let who = Who { pid: self.pid, tid: last, cpu, time: ns(core.encoder.cycles()) };
                 writer.aux(who, core.recorded, end - core.recorded, 0)?;

@@ -7,6 +7,7 @@ use crate::thread::Thread;
 use crate::truth::Sums;
 use ptflow_bench_traces::log::{self, LogWriter};
 use ptflow_bench_traces::options::{PtOptions, machine};
+use ptflow_bench_traces::truth::{Totals, write_totals};
 use ptflow_decoder::units::Tsc;
 use ptflow_perf_import::record::Aux;
 use ptflow_perf_import::write::{PerfWriter, TraceForm, Who, WriterConfig};
@@ -14,7 +15,7 @@ use ptflow_perf_import::{Cpu, Pid, Tid};
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -54,11 +55,8 @@ struct Output {
 
 /// A thread that has ended.
 struct Done {
-    tid: Tid,
     truth: crate::truth::Truth,
-    packets: u64,
-    compressed_returns: u64,
-    bytes: u64,
+    totals: Totals,
 }
 
 /// The recording.
@@ -456,13 +454,15 @@ impl Recorder {
         let Slot { thread, tid, written, .. } = *slot;
         // Where threads share CPUs, packets are the CPUs'.
         let own = self.cpus.is_none();
-        output.done.push(Done {
-            tid,
+        let totals = Totals {
+            tid: tid.0,
+            instructions: thread.truth.instructions,
+            unexplained: thread.truth.unexplained,
             packets: if own { thread.pt.packets } else { 0 },
             compressed_returns: if own { thread.pt.compressed_returns } else { 0 },
             bytes: written,
-            truth: thread.truth,
-        });
+        };
+        output.done.push(Done { truth: thread.truth, totals });
     }
 
     /// Ends the recording and writes everything down. The first call counts.
@@ -500,15 +500,13 @@ impl Recorder {
             sums.add(&done.truth, &output.blocks);
         }
         if let Some(file) = &self.counts {
-            let taken: u64 = TAKEN_KINDS.iter().map(|kind| sums.of_kind(kind).0).sum();
-            return std::fs::write(
-                file,
-                format!("instructions {}\ntaken_branches {taken}\n", sums.instructions()),
-            );
+            let instructions: u64 = output.done.iter().map(|done| done.totals.instructions).sum();
+            let taken = sums.rows.taken();
+            return std::fs::write(file, format!("instructions {instructions}\ntaken_branches {taken}\n"));
         }
         let shared = match &self.cpus {
             Some(cpus) => cpus.finish(output.writer.as_mut())?,
-            None => (0, 0, 0),
+            None => Totals::default(),
         };
         if let Some(writer) = output.writer.take() {
             writer.finish()?;
@@ -517,14 +515,16 @@ impl Recorder {
             self.write_edges_of_threads(output)?;
         }
         let mut edges = BufWriter::new(File::create(self.dir.join("truth.edges"))?);
-        sums.write_edges(&mut edges)?;
+        sums.rows.write(&mut edges)?;
         edges.flush()?;
         if self.options.loses() {
             let mut unknowable = BufWriter::new(File::create(self.dir.join("truth.unknowable"))?);
-            sums.write_unknowable(&mut unknowable)?;
+            sums.unknowable().write(&mut unknowable)?;
             unknowable.flush()?;
         }
-        write_totals(&self.dir.join("totals.json"), &sums, &output.done, shared)
+        let threads: Vec<Totals> = output.done.iter().map(|done| done.totals).collect();
+        let mut totals = BufWriter::new(File::create(self.dir.join("totals.json"))?);
+        write_totals(&mut totals, &sums.rows, &threads, shared)
     }
 
     /// `truth.TID.edges`: whose the branches are is not for the streams to say.
@@ -532,8 +532,9 @@ impl Recorder {
         for done in &output.done {
             let mut sums = Sums::default();
             sums.add(&done.truth, &output.blocks);
-            let mut edges = BufWriter::new(File::create(self.dir.join(format!("truth.{}.edges", done.tid)))?);
-            sums.write_edges(&mut edges)?;
+            let mut edges =
+                BufWriter::new(File::create(self.dir.join(format!("truth.{}.edges", done.totals.tid)))?);
+            sums.rows.write(&mut edges)?;
             edges.flush()?;
         }
         Ok(())
@@ -543,37 +544,6 @@ impl Recorder {
 /// perf time when the recording begins.
 fn start_time(cycles: u64) -> u64 {
     machine::TIME.to_ns(Tsc(machine::tsc(cycles))).0
-}
-
-/// What counts as a taken branch of the program.
-const TAKEN_KINDS: [&str; 6] = ["jcc", "jmp", "call", "jmp_ind", "call_ind", "ret"];
-
-/// `shared`: packets, compressed returns and bytes of streams that are no thread's.
-fn write_totals(path: &Path, sums: &Sums, done: &[Done], shared: (u64, u64, u64)) -> io::Result<()> {
-    let mut out = BufWriter::new(File::create(path)?);
-    let jcc = sums.of_kind("jcc");
-    writeln!(out, "{{")?;
-    writeln!(out, "  \"instructions\": {},", sums.instructions())?;
-    writeln!(out, "  \"unexplained\": {},", sums.unexplained())?;
-    writeln!(out, "  \"jcc_not_taken\": {},", jcc.1)?;
-    for kind in TAKEN_KINDS.iter().chain(&["syscall", "far", "async", "resume"]) {
-        writeln!(out, "  \"{kind}\": {},", sums.of_kind(kind).0)?;
-    }
-    let total = |value: fn(&Done) -> u64| done.iter().map(value).sum::<u64>();
-    writeln!(out, "  \"compressed_returns\": {},", total(|done| done.compressed_returns) + shared.1)?;
-    writeln!(out, "  \"packets\": {},", total(|done| done.packets) + shared.0)?;
-    writeln!(out, "  \"bytes\": {},", total(|done| done.bytes) + shared.2)?;
-    writeln!(out, "  \"threads\": [")?;
-    for (index, thread) in done.iter().enumerate() {
-        let comma = if index + 1 == done.len() { "" } else { "," };
-        writeln!(
-            out,
-            "    {{\"tid\": {}, \"instructions\": {}, \"bytes\": {}, \"packets\": {}, \"unexplained\": {}}}{comma}",
-            thread.tid.0, thread.truth.instructions, thread.bytes, thread.packets, thread.truth.unexplained
-        )?;
-    }
-    writeln!(out, "  ]\n}}")?;
-    out.flush()
 }
 
 impl Output {

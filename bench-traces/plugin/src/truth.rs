@@ -3,11 +3,12 @@
 
 use crate::block::{Block, End};
 use ptflow_bench_traces::log::{Entry, LogWriter};
+use ptflow_bench_traces::truth::Rows;
 use ptflow_decoder::profile::EdgeKind;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter};
 
 /// One transfer: kind, from, to, taken.
 pub type Transfer = (&'static str, u64, Option<u64>, bool);
@@ -131,97 +132,52 @@ impl Truth {
     }
 }
 
-/// One line of `truth.edges`: from, to, kind, taken, not taken.
-type Row = (Option<u64>, Option<u64>, &'static str);
-
 /// Sums over threads and blocks.
 #[derive(Debug, Default)]
 pub struct Sums {
-    rows: BTreeMap<Row, (u64, u64)>,
+    /// What `truth.edges` says.
+    pub rows: Rows,
     unknowable: BTreeMap<Transfer, u64>,
-    instructions: u64,
-    unexplained: u64,
 }
 
 impl Sums {
     /// Adds a thread; `blocks` by id.
     pub fn add(&mut self, truth: &Truth, blocks: &[&Block]) {
         let rows = &mut self.rows;
-        let mut row = |kind, from, to, taken, not_taken| {
-            let counts = rows.entry((from, to, kind)).or_insert((0, 0));
-            counts.0 += taken;
-            counts.1 += not_taken;
-        };
         for (block, [fell, taken]) in blocks.iter().zip(&truth.counts) {
             if fell + taken == 0 {
                 continue;
             }
             let kind = block.end.kind().name();
             match block.end {
-                End::Jcc => row(kind, Some(block.last), Some(block.target), *taken, *fell),
-                End::Jmp | End::Call => row(kind, Some(block.last), Some(block.target), *taken, 0),
-                End::Syscall => row(kind, Some(block.last), None, *taken, 0),
+                End::Jcc => rows.add(kind, Some(block.last), Some(block.target), *taken, *fell),
+                End::Jmp | End::Call => rows.add(kind, Some(block.last), Some(block.target), *taken, 0),
+                End::Syscall => rows.add(kind, Some(block.last), None, *taken, 0),
                 _ => {}
             }
         }
         for ((block, target), count) in &truth.indirect {
             let Some(block) = blocks.get(*block as usize) else { continue };
-            row(block.end.kind().name(), Some(block.last), Some(*target), *count, 0);
+            rows.add(block.end.kind().name(), Some(block.last), Some(*target), *count, 0);
         }
         for (at, count) in &truth.resumes {
-            row("resume", None, Some(*at), *count, 0);
+            rows.add("resume", None, Some(*at), *count, 0);
         }
         for ((at, to), count) in &truth.asyncs {
-            row("async", Some(*at), *to, *count, 0);
+            rows.add("async", Some(*at), *to, *count, 0);
         }
         for (transfer, count) in &truth.unknowable {
             *self.unknowable.entry(*transfer).or_insert(0) += count;
         }
-        self.instructions += truth.instructions;
-        self.unexplained += truth.unexplained;
     }
 
-    /// Writes `truth.edges`: sorted by from, to, kind.
-    pub fn write_edges(&self, out: &mut impl Write) -> io::Result<()> {
-        write_rows(out, &self.rows)
-    }
-
-    /// Writes `truth.unknowable`: rows as in `truth.edges`, of what was executed but cannot be decoded.
-    pub fn write_unknowable(&self, out: &mut impl Write) -> io::Result<()> {
-        let mut rows: BTreeMap<Row, (u64, u64)> = BTreeMap::new();
+    /// What `truth.unknowable` says: rows as in `truth.edges`, of what was executed but cannot be decoded.
+    pub fn unknowable(&self) -> Rows {
+        let mut rows = Rows::default();
         for ((kind, from, to, taken), count) in &self.unknowable {
-            let counts = rows.entry((Some(*from), *to, kind)).or_insert((0, 0));
-            if *taken {
-                counts.0 += count;
-            } else {
-                counts.1 += count;
-            }
+            let (taken, not_taken) = if *taken { (*count, 0) } else { (0, *count) };
+            rows.add(kind, Some(*from), *to, taken, not_taken);
         }
-        write_rows(out, &rows)
+        rows
     }
-
-    /// Executed transfers of a kind: taken and not taken.
-    pub fn of_kind(&self, kind: &str) -> (u64, u64) {
-        let rows = self.rows.iter().filter(|((_, _, row), _)| *row == kind);
-        rows.fold((0, 0), |sum, (_, counts)| (sum.0 + counts.0, sum.1 + counts.1))
-    }
-
-    /// Instructions executed.
-    pub fn instructions(&self) -> u64 {
-        self.instructions
-    }
-
-    /// Pairs of blocks that no rule explains.
-    pub fn unexplained(&self) -> u64 {
-        self.unexplained
-    }
-}
-
-fn write_rows(out: &mut impl Write, rows: &BTreeMap<Row, (u64, u64)>) -> io::Result<()> {
-    let hex = |addr: Option<u64>| addr.map_or_else(|| "-".to_owned(), |addr| format!("{addr:#x}"));
-    writeln!(out, "#ptflow-edges 1")?;
-    for ((from, to, kind), (taken, not_taken)) in rows {
-        writeln!(out, "{kind}\t{}\t{}\t{taken}\t{not_taken}\t0", hex(*from), hex(*to))?;
-    }
-    Ok(())
 }

@@ -4,6 +4,7 @@
 use ptflow_bench_traces::options::PtOptions;
 use ptflow_bench_traces::order::{self, Way};
 use ptflow_bench_traces::recorder::{Counts, PLUGIN, Recorder};
+use ptflow_bench_traces::synth::{Made, SynthArgs};
 use ptflow_decoder::image::AddressSpaces;
 use ptflow_decoder::profile::{CodeAddr, EdgeRow};
 use ptflow_decoder::run::{Options, count};
@@ -72,6 +73,16 @@ pub fn record(command: &[&str], options: PtOptions) -> Recording {
     Recording { folder }
 }
 
+/// Walks the code of some files by seed.
+pub fn synthesize(files: &[&str], size: u64, change: impl FnOnce(&mut SynthArgs)) -> (Recording, Made) {
+    let folder = TempDir::new().expect("a temporary folder");
+    let mut args = SynthArgs::new(folder.path(), files.iter().map(Into::into).collect(), size);
+    args.log = true;
+    change(&mut args);
+    let made = ptflow_bench_traces::synth::synthesize(&args).expect("the files are there");
+    (Recording { folder }, made)
+}
+
 /// Counts a run of a program.
 pub fn counts(command: &[&str]) -> Counts {
     let command = command.iter().map(Into::into).collect();
@@ -111,6 +122,13 @@ impl Recording {
         let (_, rest) = totals.split_once(&format!("\"{key}\": ")).expect("the total is there");
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
         digits.parse().expect("a number")
+    }
+
+    /// Trace bytes of each stream.
+    pub fn stream_sizes(&self) -> Vec<u64> {
+        let file = PerfFile::open(&self.path("perf.data")).expect("our own file");
+        let capture = Capture::read(&file).expect("our own file");
+        capture.streams.iter().map(|stream| stream.trace.len()).collect()
     }
 
     /// The recorder could explain every step.

@@ -1,0 +1,71 @@
+//! Synthetic captures: three decoders give back what was walked, in every form of trace.
+
+mod kit;
+
+use kit::synthesize;
+use ptflow_bench_traces::options::{IpForm, PtOptions, TntForm};
+
+const PYTHON: &str = "/usr/bin/python3";
+const BASH: &str = "/bin/bash";
+const PERL: &str = "/usr/bin/perl";
+
+#[test]
+fn every_decoder_gives_back_the_walk() {
+    synthesize(&[PYTHON], 200_000, |_| {}).0.check();
+}
+
+#[test]
+fn in_every_form_of_trace() {
+    let base = PtOptions::default();
+    let variants = [
+        PtOptions { cyc: true, psb_period: 0, ..base },
+        PtOptions { no_tsc: true, noretcomp: true, ..base },
+        PtOptions { tnt: TntForm::Mixed, ip: IpForm::Mixed, defer_tips: true, mtc_period: 0, ..base },
+    ];
+    for (seed, options) in variants.into_iter().enumerate() {
+        let walk = synthesize(&[BASH], 150_000, |args| {
+            args.options = options;
+            args.seed = seed as u64;
+        });
+        walk.0.check();
+    }
+}
+
+#[test]
+fn threads_files_and_behaviour() {
+    let walk = synthesize(&[BASH, PERL], 300_000, |args| {
+        (args.threads, args.first) = (7, 60);
+        (args.depth, args.trips, args.random, args.targets) = (150, 3, 60, 16);
+    });
+    walk.0.check();
+    assert!(walk.0.total("jmp_ind") > 0 && walk.0.total("call_ind") > 0);
+    let sizes = walk.0.stream_sizes();
+    assert_eq!(sizes.len(), 7);
+    assert!(sizes[0] > 170_000 && sizes[1..].iter().all(|size| (15_000..30_000).contains(size)), "{sizes:?}");
+}
+
+#[test]
+fn the_seed_decides_everything() {
+    let bytes = |seed: u64| {
+        let walk = synthesize(&[BASH], 100_000, |args| (args.seed, args.threads) = (seed, 6)).0;
+        ["perf.data", "truth.edges"].map(|name| std::fs::read(walk.folder().join(name)).expect("it is there"))
+    };
+    let first = bytes(5);
+    assert!(first == bytes(5));
+    let other = bytes(6);
+    assert!(first[0] != other[0] && first[1] != other[1]);
+}
+
+#[test]
+fn the_size_and_the_code_are_as_asked() {
+    let (_, all) = synthesize(&[PERL], 1 << 20, |args| args.log = false);
+    let (part, some) = synthesize(&[PERL], 1 << 20, |args| (args.log, args.code) = (false, 60_000));
+    for made in [all, some] {
+        assert!((1 << 20..(1 << 20) + 40_000).contains(&made.bytes), "{made:?}");
+    }
+    assert!(
+        some.walked.1 <= 70_000 && some.walked.1 > 6_000 && all.walked.1 > 2 * some.walked.1,
+        "{all:?} {some:?}"
+    );
+    part.libipt_equals_truth().expect("libipt agrees");
+}

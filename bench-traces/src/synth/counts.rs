@@ -1,0 +1,114 @@
+//! What was walked, counted; the walk's packets are not asked.
+
+use super::blocks::{Block, End};
+use super::program::Program;
+use crate::truth::Rows;
+use rustc_hash::FxHashMap;
+use std::collections::BTreeMap;
+
+/// Indirect transfers counted before they go to the table: most repeat.
+const RECENT: usize = 1 << 14;
+
+/// A worker's counts.
+#[derive(Debug)]
+pub struct Counts {
+    /// For each node: how often its branch fell through, and how often it was taken.
+    direct: Vec<[u64; 2]>,
+    /// Indirect transfers, by node and target node, and how often each.
+    recent: Vec<(u64, u64)>,
+    indirect: FxHashMap<u64, u64>,
+    /// Resumptions and interruptions of tracing, by address.
+    resumes: BTreeMap<u64, u64>,
+    stops: BTreeMap<u64, u64>,
+}
+
+fn key(node: u32, target: u32) -> u64 {
+    u64::from(node) << 32 | u64::from(target)
+}
+
+impl Counts {
+    /// Nothing yet.
+    pub fn new(program: &Program) -> Self {
+        Self {
+            direct: vec![[0; 2]; program.nodes.len()],
+            recent: vec![(0, 0); RECENT],
+            indirect: FxHashMap::default(),
+            resumes: BTreeMap::new(),
+            stops: BTreeMap::new(),
+        }
+    }
+
+    /// A direct branch.
+    #[inline]
+    pub fn direct(&mut self, node: u32, taken: bool) {
+        self.direct[node as usize][usize::from(taken)] += 1;
+    }
+
+    /// An indirect branch or a return.
+    #[inline]
+    pub fn indirect(&mut self, node: u32, target: u32) {
+        let key = key(node, target);
+        let slot =
+            &mut self.recent[(key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - RECENT.ilog2())) as usize];
+        if slot.0 != key {
+            let (key, count) = std::mem::replace(slot, (key, 0));
+            if count > 0 {
+                *self.indirect.entry(key).or_insert(0) += count;
+            }
+        }
+        slot.1 += 1;
+    }
+
+    /// Tracing begins at an address.
+    pub fn resume(&mut self, at: u64) {
+        *self.resumes.entry(at).or_insert(0) += 1;
+    }
+
+    /// Tracing ends in front of an address.
+    pub fn stop(&mut self, at: u64) {
+        *self.stops.entry(at).or_insert(0) += 1;
+    }
+
+    /// Adds them to the truth.
+    pub fn add_to(&self, rows: &mut Rows, blocks: &[Block]) {
+        for (block, [fell, taken]) in blocks.iter().zip(&self.direct) {
+            let (from, to) = (Some(block.last), Some(block.target));
+            match block.end {
+                _ if fell + taken == 0 => {}
+                End::Jcc => rows.add("jcc", from, to, *taken, *fell),
+                End::Jmp => rows.add("jmp", from, to, *taken, 0),
+                _ => rows.add("call", from, to, *taken, 0),
+            }
+        }
+        for (key, count) in self.recent.iter().map(|(key, count)| (key, count)).chain(&self.indirect) {
+            if *count == 0 {
+                continue;
+            }
+            let (block, target) = (&blocks[(key >> 32) as usize], &blocks[*key as u32 as usize]);
+            let kind = match block.end {
+                End::JmpInd => "jmp_ind",
+                End::CallInd => "call_ind",
+                _ => "ret",
+            };
+            rows.add(kind, Some(block.last), Some(target.start), *count, 0);
+        }
+        for (at, count) in &self.resumes {
+            rows.add("resume", None, Some(*at), *count, 0);
+        }
+        for (at, count) in &self.stops {
+            rows.add("async", Some(*at), None, *count, 0);
+        }
+    }
+
+    /// Marks the nodes that were walked.
+    pub fn mark_walked(&self, walked: &mut [bool]) {
+        for (walked, counts) in walked.iter_mut().zip(&self.direct) {
+            *walked |= counts != &[0; 2];
+        }
+        for (key, count) in self.recent.iter().map(|(key, count)| (key, count)).chain(&self.indirect) {
+            if *count > 0 {
+                walked[(key >> 32) as usize] = true;
+            }
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The walk of one thread: a seeded way through the program, to packets on one side and to counts on the other.
+
+use super::blocks::End;
+use super::counts::Counts;
+use super::program::{Node, Program};
+use super::rng::Rng;
+use crate::log::{Entry, LogWriter};
+use crate::options::PtOptions;
+use crate::pt::PtEncoder;
+use ptflow_decoder::profile::EdgeKind;
+use std::fs::File;
+use std::io::{self, BufWriter};
+
+/// Steps between two looks at how long the walk has been at what it does.
+const BATCH: u32 = 256;
+/// After so many batches in one function, which may be stuck in a circle, the walk goes to its end.
+const PATIENCE: u32 = 16;
+/// After so many batches below one function that nobody called, the walk goes back and begins with another one.
+const ERRAND: u32 = 512;
+
+/// A thread's walk.
+#[derive(Debug)]
+pub struct Walker<'p> {
+    program: &'p Program,
+    /// The packets.
+    pub pt: PtEncoder,
+    rng: Rng,
+    /// The node that executes next.
+    at: u32,
+    /// Nodes that calls return to.
+    stack: Vec<u32>,
+    /// Deepest stack.
+    depth: usize,
+    /// For each node, executions since its pattern began.
+    turns: Vec<u32>,
+    /// The walk goes home until the stack is not deeper than this.
+    home: Option<usize>,
+    batches_in_function: u32,
+    batches_in_errand: u32,
+    /// Instructions executed.
+    pub instructions: u64,
+    log: Option<LogWriter<BufWriter<File>>>,
+}
+
+impl<'p> Walker<'p> {
+    /// A thread of its own; `log` takes the ordered truth.
+    pub fn new(
+        program: &'p Program,
+        (seed, thread): (u64, u64),
+        depth: usize,
+        options: PtOptions,
+        log: Option<LogWriter<BufWriter<File>>>,
+    ) -> Self {
+        Self {
+            program,
+            pt: PtEncoder::new(options, options.start),
+            rng: Rng::new(seed, thread),
+            at: 0,
+            stack: Vec::new(),
+            depth: depth.max(1),
+            turns: vec![0; program.nodes.len()],
+            home: None,
+            batches_in_function: 0,
+            batches_in_errand: 0,
+            instructions: 0,
+            log,
+        }
+    }
+
+    /// Tracing begins.
+    pub fn start(&mut self, counts: &mut Counts) -> io::Result<()> {
+        self.at = self.errand();
+        let at = self.node(self.at).start;
+        self.pt.enable(at);
+        counts.resume(at);
+        self.note(EdgeKind::Resume, None, Some(at), true)
+    }
+
+    /// Walks until so many bytes of trace are pending.
+    pub fn walk(&mut self, counts: &mut Counts, bytes: usize) -> io::Result<()> {
+        while self.pt.pending() < bytes {
+            for _ in 0..BATCH {
+                self.step(counts)?;
+            }
+            self.batches_in_function += 1;
+            self.batches_in_errand += 1;
+            if self.batches_in_errand > ERRAND {
+                self.home = Some(0);
+            } else if self.batches_in_function > PATIENCE && self.home.is_none() {
+                self.home = Some(self.stack.len().saturating_sub(1));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tracing ends.
+    pub fn stop(&mut self, counts: &mut Counts) -> io::Result<()> {
+        let at = self.node(self.at).start;
+        self.pt.psb_if_due(at);
+        self.pt.interrupt(at);
+        counts.stop(at);
+        self.note(EdgeKind::Async, Some(at), None, true)?;
+        self.log.take().map_or(Ok(()), |log| log.finish().map(drop))
+    }
+
+    #[inline]
+    fn node(&self, index: u32) -> &'p Node {
+        &self.program.nodes[index as usize]
+    }
+
+    /// Where to begin when the stack is empty: at some functions far more often than at others.
+    fn errand(&mut self) -> u32 {
+        self.batches_in_errand = 0;
+        let entries = &self.program.entries;
+        let part = (self.rng.next() >> 11) as f64 / (1u64 << 53) as f64;
+        entries[((part * part * part) * entries.len() as f64) as usize]
+    }
+
+    /// One block and its branch.
+    #[inline]
+    fn step(&mut self, counts: &mut Counts) -> io::Result<()> {
+        let at = self.at;
+        let node = self.node(at);
+        self.pt.psb_if_due(node.start);
+        self.pt.pass(u64::from(node.cycles));
+        self.pt.tick();
+        self.instructions += u64::from(node.insns);
+        match node.end {
+            End::Jcc => {
+                let taken = self.decide(at, node);
+                counts.direct(at, taken);
+                self.pt.jcc(taken);
+                self.at = if taken { node.taken } else { node.fall };
+                if self.log.is_some() {
+                    self.note_direct(at, taken)?;
+                }
+            }
+            End::Jmp => {
+                counts.direct(at, true);
+                self.at = node.taken;
+                if self.log.is_some() {
+                    self.note_direct(at, true)?;
+                }
+            }
+            End::Call => {
+                counts.direct(at, true);
+                self.at = node.taken;
+                // A call of the next instruction only asks where it is.
+                if node.taken != node.fall {
+                    self.call(node.fall);
+                }
+                if self.log.is_some() {
+                    self.note_direct(at, true)?;
+                }
+            }
+            End::JmpInd | End::CallInd | End::Ret => {
+                self.at = match node.end {
+                    End::Ret => self.ret(),
+                    _ => self.pick(at, node),
+                };
+                counts.indirect(at, self.at);
+                let target = self.node(self.at).start;
+                match node.end {
+                    End::Ret => self.pt.ret(target),
+                    End::JmpInd => self.pt.indirect(target),
+                    _ => {
+                        self.pt.indirect(target);
+                        self.call(node.fall);
+                    }
+                }
+                if self.log.is_some() {
+                    let kind = match node.end {
+                        End::Ret => EdgeKind::Ret,
+                        End::JmpInd => EdgeKind::JmpInd,
+                        _ => EdgeKind::CallInd,
+                    };
+                    let from = self.program.blocks[at as usize].last;
+                    self.note(kind, Some(from), Some(target), true)?;
+                }
+            }
+            End::Dead => {
+                let message = format!("the walk entered code that it cannot leave, at {:#x}", node.start);
+                return Err(io::Error::other(message));
+            }
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn decide(&mut self, at: u32, node: &Node) -> bool {
+        if self.home.is_some() {
+            return node.home;
+        }
+        if node.period == 0 {
+            return self.rng.chance(node.chance);
+        }
+        node.usual ^ self.turn(at, node.period)
+    }
+
+    /// True once in so many executions.
+    #[inline]
+    fn turn(&mut self, at: u32, period: u32) -> bool {
+        let turn = &mut self.turns[at as usize];
+        *turn += 1;
+        let over = *turn >= period;
+        if over {
+            *turn = 0;
+        }
+        over
+    }
+
+    /// The target of an indirect branch: the first has half of the executions, and so on, in a pattern or by chance.
+    #[inline]
+    fn pick(&mut self, at: u32, node: &Node) -> u32 {
+        let target = |index: u32| self.program.targets[(node.taken + index) as usize];
+        if self.home.is_some() {
+            return target(0);
+        }
+        let ordinal = if node.period == 0 {
+            self.rng.next() >> 32
+        } else {
+            let turn = &mut self.turns[at as usize];
+            *turn = turn.wrapping_add(1);
+            u64::from(*turn)
+        };
+        target(ordinal.trailing_zeros().min(u32::from(node.chance) - 1))
+    }
+
+    #[inline]
+    fn call(&mut self, returns_to: u32) {
+        self.pt.call(self.node(returns_to).start);
+        self.stack.push(returns_to);
+        self.batches_in_function = 0;
+        if self.stack.len() >= self.depth && self.home.is_none() {
+            self.home = Some(self.depth / 2);
+        }
+    }
+
+    #[inline]
+    fn ret(&mut self) -> u32 {
+        self.batches_in_function = 0;
+        let to = self.stack.pop();
+        if self.home.is_some_and(|home| self.stack.len() <= home) {
+            self.home = None;
+        }
+        to.unwrap_or_else(|| self.errand())
+    }
+
+    #[cold]
+    fn note_direct(&mut self, at: u32, taken: bool) -> io::Result<()> {
+        let block = &self.program.blocks[at as usize];
+        let kind = match block.end {
+            End::Jcc => EdgeKind::Jcc,
+            End::Jmp => EdgeKind::Jmp,
+            _ => EdgeKind::Call,
+        };
+        self.note(kind, Some(block.last), Some(block.target), taken)
+    }
+
+    fn note(&mut self, kind: EdgeKind, from: Option<u64>, to: Option<u64>, taken: bool) -> io::Result<()> {
+        let (cycles, instructions) = (self.pt.cycles(), self.instructions);
+        let Some(log) = &mut self.log else { return Ok(()) };
+        log.push(&Entry { kind, from, to, taken, cycles, instructions })
+    }
+}
