@@ -86,6 +86,16 @@ impl Functions<'_> {
         }
     }
 
+    /// Other names like those of some functions.
+    pub fn near(&self, functions: &[FunctionId]) -> Vec<String> {
+        let [only] = functions else { return Vec::new() };
+        let own = without_parameters(self.names.get(*only));
+        let mut near = nearest(own, self.names, 6);
+        near.retain(|name| name != own);
+        near.truncate(5);
+        near
+    }
+
     /// Where each function begins.
     pub fn homes(&self) -> HashMap<FunctionId, Home> {
         let mut homes = HashMap::new();

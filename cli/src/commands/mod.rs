@@ -3,6 +3,7 @@
 pub mod branch_stacks;
 pub mod bundle;
 pub mod calls;
+mod calls_summary;
 pub mod convert;
 pub mod dump;
 pub mod info;

@@ -6,11 +6,9 @@ use crate::call_stacks;
 use crate::load::{self, Loaded};
 use crate::progress::Progress;
 use crate::replay::pick::{self, Choice, Nowhere, Rank, Source};
-use crate::replay::{Session, listing, part, tree};
+use crate::replay::{Decoded, Session, listing, part, tree};
 use anyhow::{Context as _, bail};
 use ptflow_decoder::jobs::invocations::Recursion;
-use ptflow_decoder::jobs::replay::{Detail, Which};
-use ptflow_decoder::plan::Window;
 use ptflow_decoder::units::Ns;
 use ptflow_exporters::call_tree::text::Style;
 use ptflow_exporters::call_tree::{CallTree, VERSION, compare, text};
@@ -61,13 +59,23 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<()> {
         _ => None,
     };
     ranks.extend(other_rank);
-    let mut choices =
-        if ranks.is_empty() { Vec::new() } else { pick::by_rank(&session, &source, &ranks)? }.into_iter();
+    let mut choices = Vec::new().into_iter();
+    if !ranks.is_empty() {
+        let (found, counts) = pick::by_rank(&session, &source, &ranks)?;
+        choices = found.into_iter();
+        if let (Some(longest), false) = (counts.longest_cut, args.common.quiet) {
+            eprintln!("ptflow: of the invocations {}", pick::cut_off(&session, counts.cut, longest));
+        }
+    }
     let this = match args.at {
         Some(at) => {
-            let (stack, detail) = pick::at(&session, moment(&loaded, at)?)?;
-            let window = session.window(stack, Some(detail.start), Some(detail.end));
-            Replayed::new(&session, stack, detail, window)
+            let at = moment(&loaded, at)?;
+            let known = if source.index.is_some() { pick::in_index(&session, &source, at)? } else { None };
+            if known.is_some() {
+                again(&session, known)?
+            } else {
+                Replayed::new(&session, pick::at(&session, at)?)
+            }
         }
         None => again(&session, choices.next())?,
     };
@@ -77,11 +85,9 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<()> {
         Some(Against::File(path)) => Some(Replayed::saved(path)?),
     };
     drop(progress);
-    if let (true, Some((stack, detail, window))) = (is_timeline(args), &this.decoded) {
-        let (start, end, (before, after)) = (detail.start, detail.end, detail.instructions);
-        let which = Which::Known { start, end, instructions: after - before };
+    if let (true, Some(Decoded { stack, window, which, .. })) = (is_timeline(args), &this.decoded) {
         let slices = convert::write_frames(&args.output, &loaded, &functions, |frames| {
-            session.replay(*stack, which, *window, frames).map(|(_, frames)| frames)
+            session.replay(*stack, *which, *window, frames).map(|(_, frames)| frames)
         })?;
         if !args.common.quiet {
             eprintln!("ptflow: {slices} slices of {} in {}", this.tree.root.name, args.output.display());
@@ -104,12 +110,12 @@ fn is_timeline(args: &ReplayArgs) -> bool {
 /// An invocation, decoded again; only its tree where it comes out of a file.
 struct Replayed {
     tree: CallTree,
-    decoded: Option<(usize, Detail, Window)>,
+    decoded: Option<Decoded>,
 }
 
 impl Replayed {
-    fn new(session: &Session<'_>, stack: usize, detail: Detail, window: Window) -> Self {
-        Self { tree: tree::named(session, stack, &detail), decoded: Some((stack, detail, window)) }
+    fn new(session: &Session<'_>, decoded: Decoded) -> Self {
+        Self { tree: tree::named(session, decoded.stack, &decoded.detail), decoded: Some(decoded) }
     }
 
     fn saved(path: &Path) -> anyhow::Result<Self> {
@@ -126,24 +132,17 @@ impl Replayed {
 
 fn again(session: &Session<'_>, choice: Option<Choice>) -> anyhow::Result<Replayed> {
     let Some(choice) = choice else { bail!("there is no such invocation") };
-    let mut window = session.window(choice.stack, Some(choice.start), Some(choice.end));
-    let Ok((mut detail, _)) = session.replay(choice.stack, choice.which(), window, Nowhere);
-    if detail.is_none() {
-        // Without times in the trace there is no shorter way.
-        window = session.window(choice.stack, None, None);
-        detail = session
-            .replay(choice.stack, choice.which(), window, Nowhere)
-            .map(|found| found.0)
-            .unwrap_or(None);
+    let (stack, which) = (choice.stack, choice.which());
+    // Without times in the trace there is no shorter way than from its beginning.
+    for (from, to) in [(Some(choice.start), Some(choice.end)), (None, None)] {
+        let window = session.window(stack, from, to);
+        let Ok((detail, _)) = session.replay(stack, which, window, Nowhere);
+        if let Some(detail) = detail {
+            return Ok(Replayed::new(session, Decoded { stack, detail, window, which }));
+        }
     }
-    let Some(detail) = detail else {
-        bail!(
-            "the invocation at {} on thread {} is not there; is the index of this capture?",
-            choice.start,
-            choice.tid
-        );
-    };
-    Ok(Replayed::new(session, choice.stack, detail, window))
+    let Choice { start, tid, .. } = choice;
+    bail!("the invocation at {start} on thread {tid} is not there; is the index of this capture?")
 }
 
 fn against(text: &str) -> anyhow::Result<Against> {
@@ -210,9 +209,9 @@ fn write(
         false => Style { width, colour, depth: 12, least: 100 },
     };
     text::write(out, &this.tree, style)?;
-    if let (true, Some((stack, detail, window))) = (args.instructions, &this.decoded) {
+    if let (true, Some(decoded)) = (args.instructions, &this.decoded) {
         writeln!(out)?;
-        listing::write(out, session, *stack, detail, *window, args.unfolded)?;
+        listing::write(out, session, decoded, args.unfolded)?;
     }
     Ok(())
 }
@@ -240,11 +239,7 @@ fn write_difference(
         let place = node.called_at.as_ref().map_or(String::new(), |place| format!("at {place} "));
         writeln!(out, "{place}{caller} calls {callee} in {} only", titles[side])?;
     }
-    if let (Some((stack, detail, window)), Some((other_stack, other_detail, other_window))) =
-        (&this.decoded, &other.decoded)
-    {
-        let this = part::Side { stack: *stack, detail, window: *window };
-        let other = part::Side { stack: *other_stack, detail: other_detail, window: *other_window };
+    if let (Some(this), Some(other)) = (&this.decoded, &other.decoded) {
         part::write(out, session, [this, other], titles)?;
     }
     Ok(())

@@ -1,15 +1,15 @@
 //! Every instruction of an invocation, in order.
 
-use super::Session;
 use super::loops::{Folder, Loop, Part, Shaped};
 use super::tree::{AllLines, frame_name, symbol};
+use super::{Decoded, Session};
 use crate::call_stacks::stack_of;
 use crate::commands::instructions::{Disassembler, steps};
 use crate::load;
 use ptflow_decoder::jobs::instructions::{Entry, InstructionList, Stretch};
-use ptflow_decoder::jobs::replay::{Detail, Interruption};
+use ptflow_decoder::jobs::replay::Interruption;
 use ptflow_decoder::owners::ThreadId;
-use ptflow_decoder::plan::{Unit, Window};
+use ptflow_decoder::plan::Unit;
 use ptflow_decoder::profile::CodeAddr;
 use ptflow_decoder::run;
 use ptflow_decoder::units::{Ip, Ns, Svma};
@@ -56,14 +56,13 @@ enum Stop<E> {
     Failed(E),
 }
 
-/// Hands on the blocks of an invocation. The window is the one that it was found in.
+/// Hands on the blocks of an invocation.
 pub fn blocks<E>(
     session: &Session<'_>,
-    stack: usize,
-    detail: &Detail,
-    window: Window,
+    decoded: &Decoded,
     take: impl FnMut(Block) -> Result<(), E>,
 ) -> Result<(), E> {
+    let Decoded { stack, ref detail, window, .. } = *decoded;
     let loaded = session.loaded;
     let owners = loaded.owners(session.pool);
     let contexts = loaded.contexts(session.images, &owners);
@@ -165,17 +164,16 @@ where
 pub fn write(
     out: &mut impl Write,
     session: &Session<'_>,
-    stack: usize,
-    detail: &Detail,
-    window: Window,
+    decoded: &Decoded,
     unfolded: bool,
 ) -> io::Result<()> {
+    let detail = &decoded.detail;
     let mut writer = Writer {
         session,
         lines: AllLines::new(session),
         printer: Disassembler::new(),
         start: detail.start,
-        stack,
+        stack: decoded.stack,
         last_line: None,
         out,
     };
@@ -196,7 +194,7 @@ pub fn write(
         }
         Ok(())
     };
-    blocks(session, stack, detail, window, |block| {
+    blocks(session, decoded, |block| {
         while let Some(first) = interruptions.next_if(|next| next.instructions <= block.before) {
             push(Line::Interruption(*first), &mut writer)?;
         }

@@ -33,6 +33,18 @@ pub struct Session<'s> {
     pub wanted: Vec<FunctionId>,
 }
 
+/// An invocation that was decoded again, and how it is once more.
+pub struct Decoded {
+    /// Its stack.
+    pub stack: usize,
+    /// What is known of it; its counts begin where the window does.
+    pub detail: Detail,
+    /// The stretch of trace that was decoded.
+    pub window: Window,
+    /// How it was found in it.
+    pub which: Which,
+}
+
 impl Session<'_> {
     /// How functions are found.
     pub fn known(&self) -> Functions<'_> {
@@ -70,6 +82,9 @@ impl Session<'_> {
         sink: S,
     ) -> Result<(Option<Detail>, S), S::Error> {
         let mut replay = Replay::new(stack, &self.wanted, which, sink);
+        if window.from.is_none() {
+            replay = replay.from_the_start();
+        }
         let part = Part { window, functions: None };
         match call_stacks::fold_part(self.loaded, self.images, self.pool, &|_| {}, &part, &mut replay) {
             Err(Stop::Sink(error)) => return Err(error),

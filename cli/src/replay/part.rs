@@ -1,31 +1,19 @@
 //! Where the control flow of two invocations parts.
 
-use super::Session;
 use super::listing::blocks;
 use super::tree::{AllLines, symbol};
+use super::{Decoded, Session};
 use crate::commands::instructions::steps;
-use ptflow_decoder::jobs::replay::Detail;
-use ptflow_decoder::plan::Window;
 use ptflow_decoder::profile::CodeAddr;
 use std::io::{self, Write};
 
 /// So many instructions are compared: by then most have parted.
 const COMPARED: usize = 1 << 20;
 
-/// One of the two.
-pub struct Side<'d> {
-    /// Its stack.
-    pub stack: usize,
-    /// What is known of it.
-    pub detail: &'d Detail,
-    /// Where its trace is.
-    pub window: Window,
-}
-
-fn addresses(session: &Session<'_>, side: &Side<'_>) -> Vec<CodeAddr> {
+fn addresses(session: &Session<'_>, side: &Decoded) -> Vec<CodeAddr> {
     let mut all = Vec::new();
     // An error, which there is none of, would end the pass: enough is enough.
-    let _ = blocks(session, side.stack, side.detail, side.window, |block| {
+    let _ = blocks(session, side, |block| {
         all.extend(steps(session.images, &block.stretch).map(|step| step.addr));
         if all.len() < COMPARED { Ok(()) } else { Err(()) }
     });
@@ -37,10 +25,10 @@ fn addresses(session: &Session<'_>, side: &Side<'_>) -> Vec<CodeAddr> {
 pub fn write(
     out: &mut impl Write,
     session: &Session<'_>,
-    sides: [Side<'_>; 2],
+    sides: [&Decoded; 2],
     titles: [&str; 2],
 ) -> io::Result<()> {
-    let [this, other] = sides.map(|side| addresses(session, &side));
+    let [this, other] = sides.map(|side| addresses(session, side));
     let same = this.iter().zip(&other).take_while(|(this, other)| this == other).count();
     let Some(branch) = same.checked_sub(1).and_then(|last| this.get(last)) else { return Ok(()) };
     let mut lines = AllLines::new(session);

@@ -1,14 +1,15 @@
 //! Which invocation: by its rank among all, in duration or in time, or by a moment in it.
 
-use super::Session;
+use super::{Decoded, Session};
 use crate::find_invocations::{What, find_invocations};
 use crate::index;
 use anyhow::bail;
 use ptflow_decoder::jobs::calls::{FrameName, FrameSink};
-use ptflow_decoder::jobs::invocations::{Begin, Durations, Invocation, Recursion};
-use ptflow_decoder::jobs::replay::{Detail, Which};
+use ptflow_decoder::jobs::invocations::{Durations, Invocation, Recursion};
+use ptflow_decoder::jobs::replay::Which;
 use ptflow_decoder::ledger::LossReason;
-use ptflow_decoder::units::Ns;
+use ptflow_decoder::units::{Ns, Svma};
+use ptflow_exporters::call_tree::duration;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
@@ -25,7 +26,8 @@ pub struct Choice {
 }
 
 impl Choice {
-    fn duration(&self) -> u64 {
+    /// From its beginning to its end.
+    pub fn duration(&self) -> u64 {
         self.end.0.saturating_sub(self.start.0)
     }
 
@@ -58,17 +60,18 @@ pub struct Source<'s> {
 }
 
 impl Source<'_> {
-    /// Every complete invocation; the others are counted.
+    /// Every complete invocation; the others are counted, and the one of them that was seen longest is kept.
     fn each(&self, session: &Session<'_>, mut take: impl FnMut(Choice)) -> anyhow::Result<Counts> {
         let mut counts = Counts::default();
         let Some(path) = self.index else {
             let what = What::Functions(session.wanted.clone(), self.recursion);
             let found = |invocation: Invocation| {
-                counts.add(invocation.is_complete(), invocation.began == Begin::Seen);
+                let Invocation { stack, start, end, instructions, .. } = invocation;
+                let tid = session.owners.get(stack).map_or(0, |owner| owner.tid);
+                let choice = Choice { stack, tid, start, end, instructions };
+                counts.add(invocation.is_complete(), choice);
                 if invocation.is_complete() {
-                    let Invocation { stack, start, end, instructions, .. } = invocation;
-                    let tid = session.owners.get(stack).map_or(0, |owner| owner.tid);
-                    take(Choice { stack, tid, start, end, instructions });
+                    take(choice);
                 }
                 Ok::<(), Infallible>(())
             };
@@ -83,10 +86,12 @@ impl Source<'_> {
             if !names.contains(entry.function.as_str()) {
                 return Ok(());
             }
-            counts.add(entry.complete, entry.complete);
             let index::Entry { tid, start, end, instructions, complete, .. } = entry;
-            if let (true, Some(&stack)) = (complete, stacks.get(&tid)) {
-                take(Choice { stack, tid, start, end, instructions });
+            let Some(&stack) = stacks.get(&tid) else { return Ok(()) };
+            let choice = Choice { stack, tid, start, end, instructions };
+            counts.add(complete, choice);
+            if complete {
+                take(choice);
             }
             Ok(())
         })?;
@@ -101,12 +106,17 @@ pub struct Counts {
     pub complete: usize,
     /// Cut off by a gap or the trace's ends.
     pub cut: usize,
+    /// Of these, the one that was seen longest; of equal ones the first that ended.
+    pub longest_cut: Option<Choice>,
 }
 
 impl Counts {
-    fn add(&mut self, complete: bool, _: bool) {
+    fn add(&mut self, complete: bool, choice: Choice) {
         self.complete += usize::from(complete);
         self.cut += usize::from(!complete);
+        if !complete && self.longest_cut.is_none_or(|longest| choice.duration() > longest.duration()) {
+            self.longest_cut = Some(choice);
+        }
     }
 }
 
@@ -146,7 +156,11 @@ impl<K: Ord> Best<K> {
 }
 
 /// The invocations at some ranks, in one pass over all; the median takes another one.
-pub fn by_rank(session: &Session<'_>, source: &Source<'_>, ranks: &[Rank]) -> anyhow::Result<Vec<Choice>> {
+pub fn by_rank(
+    session: &Session<'_>,
+    source: &Source<'_>,
+    ranks: &[Rank],
+) -> anyhow::Result<(Vec<Choice>, Counts)> {
     let mut durations = Durations::default();
     let mut best: Vec<Best<Reverse<u64>>> = Vec::new();
     let mut nth: Vec<Best<()>> = Vec::new();
@@ -174,11 +188,11 @@ pub fn by_rank(session: &Session<'_>, source: &Source<'_>, ranks: &[Rank]) -> an
             Rank::Median => median(session, source, &durations)?,
         };
         let Some(choice) = choice else {
-            bail!("there are only {} complete invocations{}", counts.complete, also_cut(counts));
+            bail!("there are only {} complete invocations{}", counts.complete, also_cut(session, counts));
         };
         choices.push(choice);
     }
-    Ok(choices)
+    Ok((choices, counts))
 }
 
 /// Those as long as the median stand in order of start: the rank says which of them it is.
@@ -202,42 +216,75 @@ fn nothing(session: &Session<'_>, counts: Counts) -> String {
     let names: Vec<&str> = session.wanted.iter().take(3).map(|id| session.functions.get(*id)).collect();
     let more = if session.wanted.len() > 3 { ", …" } else { "" };
     let names = names.join(", ") + more;
-    if counts.cut > 0 {
-        format!(
-            "{names}: no invocation is complete{}; --at TIME shows one as far as it was seen",
-            also_cut(counts)
-        )
-    } else {
-        format!(
-            "{names}: never entered in this trace (inlined copies cannot be told from their callers); \
-             which functions are: ptflow calls --function '*'"
-        )
+    if counts.longest_cut.is_some() {
+        return format!("{names}: no invocation is complete{}", also_cut(session, counts));
+    }
+    let near = session.known().near(&session.wanted);
+    let near = if near.is_empty() { String::new() } else { format!("; names like it: {}", near.join(", ")) };
+    format!(
+        "{names}: never entered in this trace (inlined copies cannot be told from their callers){near}; \
+         which functions are entered: ptflow calls --function '*'"
+    )
+}
+
+/// Behind what was said of the complete ones: how many more there are, and how to see the longest of those.
+fn also_cut(session: &Session<'_>, counts: Counts) -> String {
+    counts
+        .longest_cut
+        .map_or(String::new(), |longest| format!(" ({})", cut_off(session, counts.cut, longest)))
+}
+
+/// What is said of those that have no rank.
+pub fn cut_off(session: &Session<'_>, cut: usize, longest: Choice) -> String {
+    let ticks = session.loaded.capture.config.time.is_none();
+    let seen = if ticks { longest.duration().to_string() } else { duration(longest.duration()) };
+    // Without a clock no time can be asked for.
+    let how = if ticks { String::new() } else { format!(": --at {}", clock(longest.start)) };
+    let thread = if ticks { String::new() } else { format!(" --thread {}", longest.tid) };
+    match cut {
+        1 => format!(
+            "1 is cut off by a gap or an end of the trace and has no rank; it was seen for {seen}{how}{thread}"
+        ),
+        _ => format!(
+            "{cut} are cut off by gaps or the ends of the trace and have no rank; the longest was seen for {seen}{how}{thread}"
+        ),
     }
 }
 
-fn also_cut(counts: Counts) -> String {
-    match counts.cut {
-        0 => String::new(),
-        cut => format!(" ({cut} are cut off by a gap or by the ends of the trace)"),
-    }
+/// As `--at` reads it.
+fn clock(at: Ns) -> String {
+    format!("{}.{:09}", at.0 / 1_000_000_000, at.0 % 1_000_000_000)
 }
 
 /// So far before the moment decoding begins, in nanoseconds; then at the beginning.
 const STEPS: [u64; 3] = [1_000_000, 30_000_000, 1_000_000_000];
 
+/// The complete invocation that an index has for a moment, where there is just one.
+pub fn in_index(session: &Session<'_>, source: &Source<'_>, moment: Ns) -> anyhow::Result<Option<Choice>> {
+    let mut found = Vec::new();
+    source.each(session, |choice| {
+        if choice.start <= moment && moment <= choice.end && found.len() < 2 {
+            found.push(choice);
+        }
+    })?;
+    Ok(if found.len() == 1 { found.pop() } else { None })
+}
+
 /// The invocation that was going on at a moment, on any thread.
-pub fn at(session: &Session<'_>, moment: Ns) -> anyhow::Result<(usize, Detail)> {
+pub fn at(session: &Session<'_>, moment: Ns) -> anyhow::Result<Decoded> {
+    let which = Which::At(moment);
     let steps = STEPS.iter().map(|step| moment.0.checked_sub(*step).map(Ns)).chain([None]);
     for from in steps {
         let mut found = Vec::new();
         for stack in 0..session.owners.len() {
             let window = session.window(stack, from, None);
-            let Ok((detail, _)) = session.replay(stack, Which::At(moment), window, Nowhere);
-            found.extend(detail.map(|detail| (stack, detail)));
+            let Ok((detail, _)) = session.replay(stack, which, window, Nowhere);
+            let decoded = detail.map(|detail| Decoded { stack, detail, window, which });
+            found.extend(decoded.filter(|decoded| from.is_none() || !is_inner(session, decoded)));
         }
         if found.len() > 1 {
             let tids: Vec<String> =
-                found.iter().map(|(stack, _)| session.owners[*stack].tid.to_string()).collect();
+                found.iter().map(|found| session.owners[found.stack].tid.to_string()).collect();
             bail!("several threads are in it at that time; choose one: --thread {}", tids.join(" | "));
         }
         if let Some(found) = found.pop() {
@@ -245,6 +292,17 @@ pub fn at(session: &Session<'_>, moment: Ns) -> anyhow::Result<(usize, Detail)> 
         }
     }
     bail!("no thread is in it at that time, as far as the trace tells; when it is: ptflow calls --csv")
+}
+
+/// The function called itself: the outermost invocation began before.
+fn is_inner(session: &Session<'_>, decoded: &Decoded) -> bool {
+    let root = decoded.detail.nodes.first();
+    let caller = root.and_then(|root| root.returns_to).and_then(|addr| {
+        // The call stands before where it returns to.
+        let range = session.images.get(addr.image?)?.function_range(Svma(addr.addr.checked_sub(1)?))?;
+        Some(range.function)
+    });
+    caller.is_some_and(|caller| session.wanted.contains(&caller))
 }
 
 /// Takes frames that nobody wants.

@@ -1,9 +1,10 @@
 //! From the decoder's tree, of ids, to the exporters', of names and source lines.
 
 use super::Session;
+use crate::index;
 use ptflow_decoder::image::FunctionRole;
 use ptflow_decoder::jobs::calls::FrameName;
-use ptflow_decoder::jobs::invocations::End;
+use ptflow_decoder::jobs::invocations::{Begin, End};
 use ptflow_decoder::jobs::replay::{Detail, Node};
 use ptflow_decoder::profile::CodeAddr;
 use ptflow_decoder::units::{ImageId, Svma};
@@ -78,20 +79,40 @@ pub fn frame_name(session: &Session<'_>, frame: FrameName) -> String {
 pub fn named(session: &Session<'_>, stack: usize, detail: &Detail) -> CallTree {
     let owner = session.owners.get(stack);
     let mut lines = AllLines::new(session);
-    let cut = match detail.ended {
-        End::Seen => None,
-        End::InGap => Some("a gap in the trace begins here; what came behind it is not known".to_owned()),
-        End::AfterTrace => Some("the thread's trace ends here".to_owned()),
+    let began = match detail.began {
+        Begin::Seen => None,
+        Begin::InGap => Some("it began before a gap in the trace ended, and is not known up to there"),
+        Begin::BeforeTrace => Some("it began before the thread's trace did"),
     };
+    let ended = match detail.ended {
+        End::Seen => None,
+        End::InGap => Some("a gap in the trace begins here; what came behind it is not known"),
+        End::AfterTrace => Some("the thread's trace ends here"),
+    };
+    let cut: Vec<&str> = began.into_iter().chain(ended).collect();
     CallTree {
         ptflow_replay: VERSION,
         tid: owner.map_or(0, |owner| owner.tid),
         thread: owner.map_or(String::new(), |owner| owner.name.clone()),
         start_ns: detail.start.0,
-        cut,
+        begin: index::began(detail.began).to_owned(),
+        end: index::ended(detail.ended).to_owned(),
+        cut: (!cut.is_empty()).then(|| cut.join("; ")),
+        place: place(session, detail),
         clock: if session.loaded.capture.config.time.is_some() { "ns" } else { "ticks" }.to_owned(),
         root: node(session, detail, 0, &mut lines),
     }
+}
+
+/// Where the function is, where several that were asked for have its name.
+fn place(session: &Session<'_>, detail: &Detail) -> Option<String> {
+    let FrameName::Function(this) = detail.nodes.first()?.what else { return None };
+    let name = session.functions.get(this);
+    if session.wanted.iter().filter(|id| session.functions.get(**id) == name).count() < 2 {
+        return None;
+    }
+    let homes = session.known().homes();
+    homes.get(&this).map(|home| format!("{}+{}", home.file, home.start))
 }
 
 /// Recursion is as deep as the tree, which has a bound.

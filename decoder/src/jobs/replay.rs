@@ -4,7 +4,7 @@
 //! million calls is a line. The tree's size is that of the code's paths, not of the trace.
 
 use super::calls::{Cut, FrameName, FrameSink};
-use super::invocations::{End, Invocation};
+use super::invocations::{Begin, End, Invocation};
 use crate::image::FunctionId;
 use crate::ledger::LossReason;
 use crate::profile::CodeAddr;
@@ -77,6 +77,8 @@ pub struct Detail {
     pub start: Ns,
     /// When it ended.
     pub end: Ns,
+    /// How it came into view.
+    pub began: Begin,
     /// How it ended.
     pub ended: End,
     /// Instructions of its stack before it and up to its end, counted from where decoding began.
@@ -104,6 +106,10 @@ pub struct Replay<S> {
     stack: usize,
     wanted: Vec<bool>,
     which: Which,
+    /// Decoding begins where the trace does: what is not known before was not traced.
+    whole: bool,
+    /// Flow was lost before now.
+    lost: bool,
     executed: u64,
     returns_to: Option<CodeAddr>,
     open: Vec<Open>,
@@ -129,6 +135,8 @@ impl<S: FrameSink> Replay<S> {
             stack,
             wanted: super::invocations::flags(functions),
             which,
+            whole: false,
+            lost: false,
             executed: 0,
             returns_to: None,
             open: Vec::new(),
@@ -139,19 +147,34 @@ impl<S: FrameSink> Replay<S> {
         }
     }
 
+    /// The trace is decoded from its beginning on: an invocation that was going on then is found by a time, too.
+    pub fn from_the_start(mut self) -> Self {
+        self.whole = true;
+        self
+    }
+
     /// What was found, and the sink.
     pub fn finish(self) -> (Option<Detail>, S) {
         (self.found, self.sink)
     }
 
-    /// Control may be in it from here on.
-    fn may_begin(&self, at: Ns, name: FrameName, inferred: bool) -> bool {
-        let FrameName::Function(function) = name else { return false };
-        let by_time = match self.which {
-            Which::Known { start, .. } => at == start,
-            Which::At(time) => at <= time,
+    /// Control may be in it from here on: how it came into view.
+    fn begins(&self, at: Ns, name: FrameName, inferred: bool) -> Option<Begin> {
+        let FrameName::Function(function) = name else { return None };
+        let (by_time, by_moment) = match self.which {
+            Which::Known { start, .. } => (at == start, false),
+            Which::At(time) => (at <= time, true),
         };
-        by_time && !inferred && self.wanted.get(function.0 as usize) == Some(&true)
+        if !by_time || self.wanted.get(function.0 as usize) != Some(&true) {
+            return None;
+        }
+        match inferred {
+            false => Some(Begin::Seen),
+            // Behind a gap nothing is known of before, wherever decoding began.
+            true if by_moment && self.lost => Some(Begin::InGap),
+            true if by_moment && self.whole => Some(Begin::BeforeTrace),
+            true => None,
+        }
     }
 
     fn is_it(&self, detail: &Detail) -> bool {
@@ -188,13 +211,14 @@ impl<S: FrameSink> Replay<S> {
         Some(node)
     }
 
-    fn begin(&mut self, at: Ns, name: FrameName) {
+    fn begin(&mut self, at: Ns, name: FrameName, began: Begin) {
         let root = Node::new(name, self.returns_to.take(), (at, 0));
         self.children.clear();
         self.open.clear();
         self.detail = Some(Detail {
             start: at,
             end: at,
+            began,
             ended: End::Seen,
             instructions: (self.executed, self.executed),
             nodes: vec![root],
@@ -265,11 +289,11 @@ impl<S: FrameSink> FrameSink for &mut Replay<S> {
             if self.is_behind(at) {
                 return Err(Stop::Behind);
             }
-            if !self.may_begin(at, name, inferred) {
+            let Some(began) = self.begins(at, name, inferred) else {
                 self.returns_to = None;
                 return Ok(());
-            }
-            self.begin(at, name);
+            };
+            self.begin(at, name, began);
         } else {
             let parent = self.open.last().map_or(0, |open| open.node);
             let node = self.child(parent, name, at);
@@ -289,7 +313,11 @@ impl<S: FrameSink> FrameSink for &mut Replay<S> {
     }
 
     fn cut(&mut self, index: usize, at: Ns, why: Cut) -> Result<(), Self::Error> {
-        if index != self.stack || self.detail.is_none() {
+        if index != self.stack {
+            return Ok(());
+        }
+        self.lost |= why == Cut::Gap;
+        if self.detail.is_none() {
             return Ok(());
         }
         self.sink.cut(index, at, why).map_err(Stop::Sink)?;
@@ -309,7 +337,11 @@ impl<S: FrameSink> FrameSink for &mut Replay<S> {
     }
 
     fn gap(&mut self, index: usize, from: Ns, to: Ns, reason: LossReason) -> Result<(), Self::Error> {
-        if index != self.stack || self.detail.is_none() {
+        if index != self.stack {
+            return Ok(());
+        }
+        self.lost = true;
+        if self.detail.is_none() {
             return Ok(());
         }
         self.sink.gap(index, from, to, reason).map_err(Stop::Sink)

@@ -191,7 +191,10 @@ mod tests {
             tid: 1,
             thread: String::new(),
             start_ns: 0,
+            begin: "seen".to_owned(),
+            end: "seen".to_owned(),
             cut: None,
+            place: None,
             clock: "ns".to_owned(),
             root,
         }

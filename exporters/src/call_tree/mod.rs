@@ -21,9 +21,18 @@ pub struct CallTree {
     pub thread: String,
     /// When it began.
     pub start_ns: u64,
-    /// Its end was not seen: why.
+    /// How it came into view: `seen` where its call is in the trace, else `before_trace` or `in_gap`.
+    #[serde(default = "seen")]
+    pub begin: String,
+    /// How it went out of view: `seen`, else `after_trace` or `in_gap`.
+    #[serde(default = "seen")]
+    pub end: String,
+    /// Its beginning or its end was not seen: why.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cut: Option<String>,
+    /// Where the function is, where its name does not tell it from others.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub place: Option<String>,
     /// What times are in: `ns` or `ticks`.
     pub clock: String,
     /// The invocation itself.
@@ -54,6 +63,10 @@ pub struct Node {
     /// What they called, in the order in which it first came.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub children: Vec<Node>,
+}
+
+fn seen() -> String {
+    "seen".to_owned()
 }
 
 fn is_zero(value: &u64) -> bool {

@@ -35,14 +35,15 @@ const PLAIN: &str = "\x1b[0m";
 
 /// Writes a head and the tree.
 pub fn write(out: &mut impl Write, tree: &CallTree, style: Style) -> io::Result<()> {
-    let CallTree { tid, thread, start_ns, clock, root, cut, .. } = tree;
+    let CallTree { tid, thread, start_ns, clock, root, cut, place, .. } = tree;
+    let place = place.as_ref().map_or(String::new(), |place| format!(" ({place})"));
     let start = match clock.as_str() {
         "ns" => format!("{}.{:09}", start_ns / 1_000_000_000, start_ns % 1_000_000_000),
         _ => start_ns.to_string(),
     };
     let drawing = Drawing { style, ticks: clock != "ns", whole: root.ns };
     let took = drawing.time(root.ns);
-    writeln!(out, "{} on thread {tid} {thread}, from {start}, {took}", root.name)?;
+    writeln!(out, "{}{place} on thread {tid} {thread}, from {start}, {took}", root.name)?;
     if let Some(cut) = cut {
         writeln!(out, "{}", drawing.paint(RED, &format!("cut off: {cut}")))?;
     }
@@ -171,7 +172,10 @@ mod tests {
             tid: 7,
             thread: "worker".to_owned(),
             start_ns: 1_000_000_000_001,
+            begin: "seen".to_owned(),
+            end: "seen".to_owned(),
             cut: None,
+            place: None,
             clock: "ns".to_owned(),
             root: node("handle", 1, 100_000, children),
         }
