@@ -129,9 +129,9 @@ fn a_name_of_two_functions() {
 #[test]
 fn a_function_that_never_runs() {
     let recorded = by_thread();
-    let never = ["--function", "handle_never"];
+    let never = ["--function", "handled"];
     let text = recorded.ptflow("calls", &never);
-    assert!(text.contains("handle_never: never entered in this trace"), "{text}");
+    assert!(text.contains("handled: never entered in this trace"), "{text}");
     assert!(text.contains("names like it: handle"), "{text}");
     let json = recorded.json("calls", &[&never[..], &["--json"]].concat());
     assert_eq!((&json["count"], &json["near"][0]), (&0.into(), &"handle".into()), "{json}");

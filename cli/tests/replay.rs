@@ -9,9 +9,13 @@ fn sample() -> PathBuf {
 }
 
 fn ptflow(verb: &str, args: &[&str]) -> Output {
+    of_capture(&sample().join("perf.data"), verb, args)
+}
+
+fn of_capture(capture: &Path, verb: &str, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ptflow"))
         .arg(verb)
-        .arg(sample().join("perf.data"))
+        .arg(capture)
         .arg("--images")
         .arg(sample())
         .args(args)
@@ -243,6 +247,103 @@ fn what_cannot_be_replayed_is_said() {
     refused(&["--slowest"], 2, "--function");
     refused(&["--function", "handle_request", "--at", "noon"], 2, "a time is needed");
     refused(&["--function", "handle_request", "--at", "1"], 1, "no thread is in it at that time");
-    refused(&["--function", "exit", "--slowest"], 1, "no invocation is complete (1 are cut off");
+    refused(&["--function", "exit", "--slowest"], 1, "no invocation is complete (1 is cut off");
     refused(&["--function", "handle_request", "--slowest", "--index", "/dev/null"], 1, "is no index");
+}
+
+/// The sample with a gap in one worker's trace.
+fn damaged(folder: &TempDir) -> PathBuf {
+    let psb: Vec<u8> = [0x02, 0x82].repeat(8);
+    let mut capture = std::fs::read(sample().join("perf.data")).expect("the sample");
+    let psbs: Vec<usize> = (0..capture.len()).filter(|at| capture[*at..].starts_with(&psb)).collect();
+    // No packet begins with these bytes (SDM vol. 3C, table of packet opcodes).
+    let at = psbs[psbs.len() / 3] + 300;
+    capture[at..at + 16].copy_from_slice(&[0x02, 0x01].repeat(8));
+    let path = folder.path().join("damaged.data");
+    std::fs::write(&path, capture).expect("written");
+    path
+}
+
+fn parsed(output: &Output) -> serde_json::Value {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+/// What a gap cuts off has no rank, and that is said; by a time it is shown as far as it was seen, before the gap and
+/// behind it.
+#[test]
+fn what_a_gap_cuts_is_shown_as_far_as_it_was_seen() {
+    let folder = TempDir::new().expect("a folder");
+    let capture = damaged(&folder);
+    let work = ["--function", "work"];
+    let calls = parsed(&of_capture(&capture, "calls", &[&work[..], &["--json", "--quiet"]].concat()));
+    let mut cut = calls["cut_off"].as_array().expect("a list").clone();
+    cut.sort_by_key(|one| one["start_ns"].as_u64());
+    let ends: Vec<_> = cut.iter().map(|one| (one["begin"].as_str(), one["end"].as_str())).collect();
+    assert_eq!(ends, [(Some("seen"), Some("in_gap")), (Some("in_gap"), Some("seen"))]);
+    let text = of_capture(&capture, "calls", &work);
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    assert!(text.contains("not in the figures: 1 going on when a gap in the trace began"), "{text}");
+    assert!(text.contains("the longest of these was seen for "), "{text}");
+    let ranked = of_capture(&capture, "replay", &[&work[..], &["--slowest"]].concat());
+    let said = String::from_utf8_lossy(&ranked.stderr).into_owned();
+    assert!(said.contains("2 are cut off by gaps or the ends of the trace and have no rank"), "{said}");
+    let mut seen = 0;
+    for one in &cut {
+        let middle =
+            one["start_ns"].as_u64().expect("a time") + one["duration_ns"].as_u64().expect("a time") / 2;
+        let (at, tid) =
+            (format!("{}.{:09}", middle / 1_000_000_000, middle % 1_000_000_000), one["tid"].to_string());
+        let args = [&work[..], &["--at", &at, "--thread", &tid, "--quiet"]].concat();
+        let tree = parsed(&of_capture(&capture, "replay", &[&args[..], &["--json"]].concat()));
+        for what in ["tid", "start_ns", "begin", "end"] {
+            assert_eq!(tree[what], one[what]);
+        }
+        assert_eq!(tree["root"]["ns"], one["duration_ns"]);
+        assert_eq!(tree["root"]["instructions"], one["instructions"]);
+        let shown = of_capture(&capture, "replay", &[&args[..], &["--instructions", "--unfolded"]].concat());
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        let what = if one["end"] == "in_gap" {
+            "a gap in the trace begins here"
+        } else {
+            "before a gap in the trace"
+        };
+        assert!(
+            shown.lines().nth(1).is_some_and(|line| line.starts_with("cut off: ") && line.contains(what))
+        );
+        let instructions = shown.lines().filter(|line| line.contains("  0x")).count() as u64;
+        assert_eq!(Some(instructions), one["instructions"].as_u64());
+        seen += instructions;
+    }
+    // Both parts of the worker's life, but for what the gap holds.
+    let whole = parsed(&ptflow("calls", &[&work[..], &["--json"]].concat()));
+    let tid = &cut[0]["tid"];
+    let all = whole["slowest"].as_array().expect("a list").iter().find(|one| one["tid"] == *tid);
+    let all = all.and_then(|one| one["instructions"].as_u64()).expect("a count");
+    assert!(seen < all && seen > all / 4 * 3, "{seen} of {all}");
+}
+
+/// The thread's trace ends in exit(); a thread begins in the middle of clone().
+#[test]
+fn what_the_ends_of_the_trace_cut_is_shown() {
+    for (function, begin, end, said) in [
+        ("exit", "seen", "after_trace", "the thread's trace ends here"),
+        ("__clone", "before_trace", "after_trace", "it began before the thread's trace did"),
+    ] {
+        let which = ["--function", function];
+        let calls = json("calls", &[&which[..], &["--json"]].concat());
+        let cut = calls["cut_off"].as_array().expect("a list").iter();
+        let one = cut.clone().find(|one| (&one["begin"], &one["end"]) == (&begin.into(), &end.into()));
+        let one = one.unwrap_or_else(|| panic!("{function}: {calls:#}"));
+        let at = one["start_ns"].as_u64().expect("a time") + 1;
+        let (at, tid) = (format!("{}.{:09}", at / 1_000_000_000, at % 1_000_000_000), one["tid"].to_string());
+        let args = [&which[..], &["--at", &at, "--thread", &tid]].concat();
+        let tree = json("replay", &[&args[..], &["--json"]].concat());
+        for what in ["tid", "start_ns", "begin", "end"] {
+            assert_eq!(tree[what], one[what], "{function}");
+        }
+        assert_eq!(tree["root"]["instructions"], one["instructions"]);
+        assert!(tree["cut"].as_str().is_some_and(|cut| cut.contains(said)), "{tree:#}");
+        assert!(text("replay", &args).contains(said));
+    }
 }

@@ -1,5 +1,5 @@
-// Ways of calling that a list of executed instructions must follow: recursion, tail calls, signal handlers between any two
-// instructions, loops. Compiled twice into one program; the second time with OTHER, for a second function of one name.
+// Ways of calling that a list of executed instructions must follow: recursion, tail calls, loops, signal handlers in a
+// system call and in the middle of a function. Compiled twice into one program; the second time with OTHER, for a second function of one name.
 
 #define APART __attribute__((noinline, noclone))
 
@@ -27,16 +27,21 @@ APART unsigned other(unsigned value)
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
-#include <sys/time.h>
+#include <sys/mman.h>
 
 enum { THREADS = 2, REQUESTS = 60 };
 
+enum { PAGE = 4096 };
+
 static volatile unsigned signals;
+static _Thread_local unsigned *page;
 
 APART static void on_signal(int number)
 {
     for (int i = 0; i < 3; i++)
         signals += step(number + i) | 1;
+    if (number == SIGSEGV)
+        mprotect(page, PAGE, PROT_READ | PROT_WRITE);
 }
 
 // Calls itself twice, and by way of odd().
@@ -73,7 +78,7 @@ __attribute__((noinline, noclone, optimize("O2"))) static unsigned chain(unsigne
 }
 
 // Never called, but there.
-APART unsigned handle_never(unsigned value)
+APART unsigned handled(unsigned value)
 {
     return value + 1;
 }
@@ -87,12 +92,17 @@ APART static unsigned handle(unsigned number)
         raise(SIGUSR1);
     if (number % 8 == 5)
         sched_yield();
+    if (number % 7 == 2) {
+        mprotect(page, PAGE, PROT_NONE);
+        sum += *(volatile unsigned *)page;
+    }
     return sum;
 }
 
 static void *work(void *argument)
 {
     unsigned *sum = argument;
+    page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     for (unsigned number = 0; number < REQUESTS; number++)
         *sum += handle(number);
     return NULL;
@@ -103,17 +113,13 @@ int main(int count, char **arguments)
     unsigned sums[THREADS] = { 0 };
     pthread_t thread[THREADS];
     signal(SIGUSR1, on_signal);
-    signal(SIGALRM, on_signal);
-    // Signals at any time, too.
-    struct itimerval often = { { 0, 300 }, { 0, 300 } }, never = { { 0, 0 }, { 0, 0 } };
-    setitimer(ITIMER_REAL, &often, NULL);
+    signal(SIGSEGV, on_signal);
     for (unsigned i = 0; i < THREADS; i++)
         pthread_create(&thread[i], NULL, work, &sums[i]);
     for (unsigned i = 0; i < THREADS; i++)
         pthread_join(thread[i], NULL);
-    setitimer(ITIMER_REAL, &never, NULL);
     if (count > 100)
-        sums[0] += handle_never(sums[1]);
+        sums[0] += handled(sums[1]);
     printf("%u\n", sums[0] + sums[1]);
     (void)arguments;
     return 0;

@@ -90,7 +90,7 @@ pub fn record(source: &str, compilations: &[&[&str]], options: &[&str]) -> Recor
     };
     let compile = |(number, options): (usize, &&[&str])| {
         let object = folder.path().join(format!("{number}.o"));
-        cc(&[&["-c", "-O1", "-g", "-pthread"], *options].concat(), &[source.clone()], &object);
+        cc(&[&["-c", "-O1", "-g", "-pthread"], *options].concat(), std::slice::from_ref(&source), &object);
         object
     };
     let objects: Vec<PathBuf> = compilations.iter().enumerate().map(compile).collect();
