@@ -36,6 +36,6 @@ impl<'d> SourceLines<'d> for DwarfLines<'d> {
     }
 
     fn ranges_around(&self, addr: u64) -> Vec<(u64, u64)> {
-        self.map.function_at(addr).map(|function| function.ranges.clone()).unwrap_or_default()
+        self.map.function_at(addr).map(|function| function.parts.clone()).unwrap_or_default()
     }
 }

@@ -149,3 +149,56 @@ fn edges_and_ranges_are_those_that_came_with_it() {
     let bolt = profile(&[&once, "--format", "bolt-preaggregated"]);
     assert_eq!(bolt, profile(&[capture, "--format", "bolt-preaggregated"]));
 }
+
+/// perf2bolt 19 takes the program to lie a page off, finds all of this recording out of range and writes nothing. From the
+/// counts that we give it, it makes a profile of both functions that ran.
+#[test]
+fn a_recording_that_perf2bolt_loses() {
+    let Some(folder) = folder("a_recording_that_perf2bolt_loses") else { return };
+    let perf2bolt = "/usr/lib/llvm-19/bin/perf2bolt";
+    if !Path::new(perf2bolt).exists() || Command::new("perf").arg("version").output().is_err() {
+        println!(
+            "skipped: a_recording_that_perf2bolt_loses needs perf and {perf2bolt} (Debian's linux-perf, bolt-19)"
+        );
+        return;
+    }
+    let temp = TempDir::new().expect("a folder");
+    // perf2bolt finds a binary by the name that was recorded.
+    for (from, to) in [("perf.data", "perf.data"), ("propeller_sample_1.bin", "propeller_sample_1.bin.gen")] {
+        std::fs::copy(folder.join(from), temp.path().join(to)).expect("copied");
+    }
+    let lines = |program: &str, args: &[&str], out: &str| {
+        let run = Command::new(program).args(args).current_dir(temp.path()).output().expect("runs");
+        let told = String::from_utf8_lossy(&run.stderr).into_owned() + &String::from_utf8_lossy(&run.stdout);
+        assert!(run.status.success(), "{program}: {told}");
+        let fdata = std::fs::read_to_string(temp.path().join(out)).unwrap_or_default();
+        (fdata.lines().map(str::to_owned).collect::<Vec<_>>(), told)
+    };
+    let (theirs, told) =
+        lines(perf2bolt, &["-p", "perf.data", "propeller_sample_1.bin.gen", "-o", "theirs"], "theirs");
+    assert!(told.contains("119419 LBR entries"), "it reads all entries: {told}");
+    assert_eq!(theirs, Vec::<String>::new());
+    let binary = "propeller_sample_1.bin.gen";
+    let ours = [
+        "profile",
+        "--quiet",
+        "perf.data",
+        "--binary",
+        binary,
+        "--format",
+        "bolt-preaggregated",
+        "-o",
+        "counts",
+    ];
+    lines(env!("CARGO_BIN_EXE_ptflow"), &ours, "counts");
+    let (ours, _) = lines(perf2bolt, &["--pa", "-p", "counts", binary, "-o", "ours"], "ours");
+    // The two jumps of `compute_flag` and the call of it, with the counts of branches.tsv.
+    for line in [
+        "1 compute_flag 13 1 compute_flag 29 5 9871",
+        "1 compute_flag 24 1 compute_flag 31 0 5547",
+        "1 main 47 1 compute_flag 0 0 15930",
+    ] {
+        assert!(ours.iter().any(|found| found == line), "{line} in {ours:?}");
+    }
+    assert_eq!(ours.len(), 13);
+}

@@ -11,6 +11,7 @@
 
 use crate::flow::Flow;
 use ptflow_decoder::image::CodeImage;
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 /// What llvm-profgen calls any address outside the binary (`ExternalAddr` in its `PerfReader.h` is 1; a profile that says
@@ -23,12 +24,14 @@ const OUTSIDE: u64 = 0xffff_ffff_ffff_f001;
 /// Those of `out`.
 pub fn write_unsymbolized(out: &mut impl Write, flow: &Flow, code: &CodeImage<'_>) -> io::Result<()> {
     write_ranges(out, flow, code)?;
-    // Where a call comes from matters not, only that the function was entered.
-    let branches = flow
-        .branches
-        .iter()
-        .filter_map(|((from, to), taken)| Some(((from.unwrap_or(OUTSIDE), (*to)?), taken.count)));
-    write_branches(out, branches.collect())
+    // Where from matters not: only calls are looked at, and of them what function they enter.
+    let mut branches: BTreeMap<(u64, u64), u64> = BTreeMap::new();
+    let inner = flow.branches.iter().filter_map(|((from, to), taken)| Some((*from, (*to)?, taken.count)));
+    for (from, to, count) in inner.chain(flow.came_back.iter().map(|(to, count)| (None, *to, *count))) {
+        let sum = branches.entry((from.unwrap_or(OUTSIDE), to)).or_default();
+        *sum = sum.saturating_add(count);
+    }
+    write_branches(out, &branches)
 }
 
 /// Writes for AutoFDO's tools.
@@ -41,7 +44,7 @@ pub fn write_autofdo(out: &mut impl Write, flow: &Flow, code: &CodeImage<'_>) ->
     out.write_all(b"0\n")?;
     let within =
         flow.branches.iter().filter_map(|((from, to), taken)| Some((((*from)?, (*to)?), taken.count)));
-    write_branches(out, within.collect())
+    write_branches(out, &within.collect())
 }
 
 fn write_ranges(out: &mut impl Write, flow: &Flow, code: &CodeImage<'_>) -> io::Result<()> {
@@ -50,7 +53,7 @@ fn write_ranges(out: &mut impl Write, flow: &Flow, code: &CodeImage<'_>) -> io::
     ranges.iter().try_for_each(|((start, end), count)| writeln!(out, "{start:x}-{end:x}:{count}"))
 }
 
-fn write_branches(out: &mut impl Write, branches: Vec<((u64, u64), u64)>) -> io::Result<()> {
+fn write_branches(out: &mut impl Write, branches: &BTreeMap<(u64, u64), u64>) -> io::Result<()> {
     writeln!(out, "{}", branches.len())?;
     branches.iter().try_for_each(|((from, to), count)| writeln!(out, "{from:x}->{to:x}:{count}"))
 }

@@ -19,6 +19,7 @@ fn flow() -> Flow {
     flow.branches.insert((None, Some(0x1006)), taken(2));
     flow.branches.insert((Some(0x1008), Some(0x1006)), taken(8));
     flow.branches.insert((Some(0x100b), None), taken(3));
+    flow.came_back.insert(0x100a, 4);
     let ranges = [
         (0x1006, 0x1008, Entered::Jump, 8),
         (0x1006, 0x1008, Entered::Return, 2),
@@ -34,7 +35,8 @@ fn flow() -> Flow {
 fn for_llvm_profgen() {
     let mut out = Vec::new();
     write_unsymbolized(&mut out, &flow(), &code()).expect("a Vec takes all");
-    let expected = "2\n1006-1008:10\n100a-100b:2\n2\nfffffffffffff001->1006:2\n1008->1006:8\n";
+    let expected =
+        "2\n1006-1008:10\n100a-100b:2\n3\n1008->1006:8\nfffffffffffff001->1006:2\nfffffffffffff001->100a:4\n";
     assert_eq!(String::from_utf8(out).expect("text"), expected);
 }
 

@@ -4,7 +4,7 @@ use crate::attr::{TRACEPOINT, flag, sample_type};
 use crate::aux_samples::AuxSamples;
 use crate::events::Event;
 use crate::features::{self, BuildId, bit};
-use crate::file::PerfFile;
+use crate::file::{LetGo, PerfFile};
 use crate::process::Processes;
 use crate::record::{Aux, Lost, LostSamples, PtInfo, Record, Records, Sample, TimeConv, kind};
 use crate::schedule::{self, Schedules};
@@ -99,7 +99,9 @@ impl<'m> Capture<'m> {
         let name = || file.path().display().to_string();
         let mut walk = Walk { sched_switch: sched_switch_config(file), ..Walk::default() };
         let mut records = file.records();
+        let mut behind = LetGo::new(file);
         for record in &mut records {
+            behind.before(record.offset.0);
             walk.record(file, &record);
         }
         let Walk { kinds, mut streams, info, time_conv, build_ids, lost, time, .. } = walk;
@@ -192,6 +194,11 @@ impl<'m> Capture<'m> {
     /// A sample with its event.
     pub fn sample(&self, record: &Record<'m>) -> Option<(&'m Event, Sample<'m>)> {
         self.file.events().sample(record)
+    }
+
+    /// Lets go of records that were read.
+    pub(crate) fn let_go(&self) -> LetGo<'m> {
+        LetGo::new(self.file)
     }
 
     /// The samples, in file order; none is kept.

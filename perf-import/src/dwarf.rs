@@ -6,9 +6,9 @@
 use gimli::{
     AttributeValue, DebugInfoOffset, Dwarf, EndianSlice, LittleEndian, Unit, UnitOffset, constants as dw,
 };
-use object::{Object, ObjectSection};
+use object::{Object, ObjectSection, ObjectSymbol};
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 type Reader<'d> = EndianSlice<'d, LittleEndian>;
 type Entry<'d> = gimli::DebuggingInformationEntry<Reader<'d>>;
@@ -26,9 +26,12 @@ pub struct SourceFrame<'d> {
     pub discriminator: u32,
 }
 
-/// The sections of an ELF file that hold its DWARF.
+/// The sections of an ELF file that hold its DWARF, and its symbols: they tell which part of a function is its beginning.
 #[derive(Debug, Default)]
-pub struct DebugSections<'f>(HashMap<String, Cow<'f, [u8]>>);
+pub struct DebugSections<'f> {
+    sections: HashMap<String, Cow<'f, [u8]>>,
+    symbols: HashSet<(u64, &'f str)>,
+}
 
 impl<'f> DebugSections<'f> {
     /// Of a file; those that are compressed are unpacked.
@@ -38,7 +41,9 @@ impl<'f> DebugSections<'f> {
             let name = section.name().ok().filter(|name| name.starts_with(".debug_"))?;
             Some((name.to_owned(), section.uncompressed_data().ok()?))
         });
-        Self(sections.collect())
+        let functions = file.symbols().filter(|symbol| symbol.kind() == object::SymbolKind::Text);
+        let symbols = functions.filter_map(|symbol| Some((symbol.address(), symbol.name().ok()?)));
+        Self { sections: sections.collect(), symbols: symbols.collect() }
     }
 }
 
@@ -57,8 +62,9 @@ pub struct SourceMap<'d> {
 pub struct SourceFunction<'d> {
     /// Its name as the linker has it.
     pub name: &'d str,
-    /// Its code: start and end of each part.
-    pub ranges: Vec<(u64, u64)>,
+    /// Its code, and that of all others of its name: start and end of each part.
+    pub parts: Vec<(u64, u64)>,
+    ranges: Vec<(u64, u64)>,
     declared: u64,
     entry: Option<u64>,
     /// Sorted by depth, then by address.
@@ -101,7 +107,7 @@ impl<'d> SourceMap<'d> {
     /// Reads what there is; empty where there is nothing, and without what cannot be read.
     pub fn read(sections: &'d DebugSections<'_>) -> Self {
         let section = |id: gimli::SectionId| {
-            let data = sections.0.get(id.name()).map(|data| &data[..]);
+            let data = sections.sections.get(id.name()).map(|data| &data[..]);
             Ok::<_, gimli::Error>(EndianSlice::new(data.unwrap_or_default(), LittleEndian))
         };
         let Ok(dwarf) = Dwarf::load(section) else { return Self::default() };
@@ -124,8 +130,29 @@ impl<'d> SourceMap<'d> {
             map.ranges.extend(function.ranges.iter().map(|(start, end)| (*start, *end, index)));
         }
         map.ranges.sort_unstable();
+        map.join(&sections.symbols);
         map.sequences.sort_by_key(|sequence| sequence.rows.first().map(|row| row.0));
         map
+    }
+
+    /// Joins what has the same name: parts that were split off, clones of a coroutine. One of them is where the function
+    /// begins, as its symbol says (LLVM's `ProfiledBinary::setIsFuncEntry`).
+    fn join(&mut self, symbols: &HashSet<(u64, &str)>) {
+        let mut parts: HashMap<&str, Vec<(u64, u64)>> = HashMap::new();
+        for function in &self.functions {
+            parts.entry(function.name).or_default().extend(&function.ranges);
+        }
+        parts.values_mut().for_each(|parts| {
+            parts.sort_unstable();
+            parts.dedup();
+        });
+        for function in &mut self.functions {
+            let named = function.ranges.iter().find(|range| symbols.contains(&(range.0, function.name)));
+            function.parts = parts.get(function.name).cloned().unwrap_or_default();
+            if function.parts.len() > 1 && !symbols.is_empty() {
+                function.entry = named.map(|range| range.0);
+            }
+        }
     }
 
     /// True where nothing is known of any line.
@@ -213,6 +240,7 @@ impl<'d> Walk<'_, 'd> {
                     self.map.functions.push(SourceFunction {
                         name: origin.name,
                         declared: origin.declared,
+                        parts: Vec::new(),
                         ranges,
                         entry: entry_pc,
                         inlined: Vec::new(),

@@ -46,12 +46,13 @@
 //! ```
 
 use crate::attr::{Attr, SOFTWARE, SOFTWARE_DUMMY, flag, read_format, sample_type as st};
-use crate::bytes::Put;
+use crate::bytes::{Put, Words};
 use crate::events::Trailer;
 use crate::features::{self, BuildId, bit};
 use crate::header::{Header, Section};
 use crate::record::{
-    Aux, AuxTrace, Comm, ItraceStart, Mmap, PtInfo, Sample, Switch, Task, TimeConv, WriteRecord, misc,
+    Aux, AuxTrace, BranchStack, Comm, ItraceStart, Mmap, PtInfo, Sample, Switch, Task, TimeConv, WriteRecord,
+    misc,
 };
 use crate::{Cpu, FileOffset, Pid, Tid};
 use ptflow_decoder::config::TscConversion;
@@ -66,11 +67,13 @@ const SAMPLE_TYPE: u64 = st::IP | st::TID | st::TIME | st::CPU | st::IDENTIFIER;
 const PT_ID: u64 = 1;
 const SIDEBAND_ID: u64 = 2;
 const SAMPLING_ID: u64 = 3;
-/// Numbers and names of the events, in the order of [`PerfWriter::attrs`].
-const EVENTS: [(u64, &str); 3] =
-    [(PT_ID, "intel_pt//u"), (SIDEBAND_ID, "dummy:u"), (SAMPLING_ID, "branch-misses:u")];
-/// `PERF_TYPE_HARDWARE` and `PERF_COUNT_HW_BRANCH_MISSES`.
-const BRANCH_MISSES: (u32, u64) = (0, 5);
+/// `PERF_TYPE_HARDWARE`, and of that `PERF_COUNT_HW_BRANCH_MISSES` and `PERF_COUNT_HW_CPU_CYCLES`.
+const HARDWARE: u32 = 0;
+const BRANCH_MISSES: u64 = 5;
+const CYCLES: u64 = 0;
+
+/// An event of the recording: its id, its name, how it was recorded.
+type Event = (u64, &'static str, Attr);
 
 /// How the recording is described.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -107,6 +110,9 @@ pub enum TraceForm {
     Snapshots,
     /// In samples of another event, of so many bytes at most ([`PerfWriter::aux_sample`]).
     Samples(u32),
+    /// None: samples of cycles with the last branches instead ([`PerfWriter::branch_sample`]). The number says which
+    /// (`branch_sample_type`); what is said of the trace is not written.
+    BranchStacks(u64),
 }
 
 /// The PMU type that Intel PT has in files written here.
@@ -161,24 +167,26 @@ impl<W: Write + Seek> PerfWriter<W> {
             time: None,
             record: Vec::new(),
         };
-        let attrs = this.attrs();
+        let events = this.events();
         let mut start = vec![0; Header::SIZE as usize];
-        EVENTS[..attrs.len()].iter().for_each(|(id, _)| start.u64(*id));
-        for (index, attr) in attrs.iter().enumerate() {
+        events.iter().for_each(|(id, ..)| start.u64(*id));
+        for (index, (.., attr)) in events.iter().enumerate() {
             attr.write(&mut start);
             Section { offset: Header::SIZE + 8 * index as u64, size: 8 }.write(&mut start);
         }
         this.data_start = start.len() as u64;
         start.splice(..Header::SIZE as usize, this.header(0, &[]));
         this.put(&start)?;
-        this.time_conv()?;
-        this.auxtrace_info()?;
+        if !matches!(this.config.form, TraceForm::BranchStacks(_)) {
+            this.time_conv()?;
+            this.auxtrace_info()?;
+        }
         Ok(this)
     }
 
     fn header(&self, data_size: u64, features: &[(u8, Vec<u8>)]) -> Vec<u8> {
         const ENTRY: u64 = Attr::SIZE as u64 + 16;
-        let events = self.attrs().len() as u64;
+        let events = self.events().len() as u64;
         let mut bits = [0; 32];
         for (bit, _) in features {
             bits[usize::from(bit / 8)] |= 1 << (bit % 8);
@@ -200,8 +208,9 @@ impl<W: Write + Seek> PerfWriter<W> {
         Ok(())
     }
 
-    /// The events: Intel PT, user space only, a dummy one that carries the sideband, and perhaps one that samples.
-    fn attrs(&self) -> Vec<Attr> {
+    /// The events: Intel PT or samples of branches, user space only, a dummy one that carries the sideband, and perhaps one
+    /// that samples the trace.
+    fn events(&self) -> Vec<Event> {
         let common = flag::EXCLUDE_KERNEL | flag::SAMPLE_ID_ALL;
         let sideband =
             flag::MMAP | flag::COMM | flag::TASK | flag::MMAP2 | flag::COMM_EXEC | flag::CONTEXT_SWITCH;
@@ -216,16 +225,24 @@ impl<W: Write + Seek> PerfWriter<W> {
         };
         // Threads inherit the events of a command's buffers by CPU; a thread's own buffer is its own.
         let inherit = if self.config.per_cpu { flag::INHERIT } else { 0 };
-        let mut attrs = vec![
-            attr(PMU_TYPE, self.config.event_config, common | inherit),
-            attr(SOFTWARE, SOFTWARE_DUMMY, common | sideband),
-        ];
-        if let TraceForm::Samples(size) = self.config.form {
-            let sampling = attr(BRANCH_MISSES.0, BRANCH_MISSES.1, common | inherit);
-            let sample_type = SAMPLE_TYPE | st::AUX;
-            attrs.push(Attr { sample_type, aux_sample_size: size, sample_period: 100_003, ..sampling });
+        let sampling = |event: u64, what: u64| Attr {
+            sample_type: SAMPLE_TYPE | what,
+            sample_period: 100_003,
+            ..attr(HARDWARE, event, common | inherit)
+        };
+        let sideband = (SIDEBAND_ID, "dummy:u", attr(SOFTWARE, SOFTWARE_DUMMY, common | sideband));
+        let trace = || (PT_ID, "intel_pt//u", attr(PMU_TYPE, self.config.event_config, common | inherit));
+        match self.config.form {
+            TraceForm::Full | TraceForm::Snapshots => vec![trace(), sideband],
+            TraceForm::Samples(size) => {
+                let attr = Attr { aux_sample_size: size, ..sampling(BRANCH_MISSES, st::AUX) };
+                vec![trace(), sideband, (SAMPLING_ID, "branch-misses:u", attr)]
+            }
+            TraceForm::BranchStacks(branch_sample_type) => {
+                let attr = Attr { branch_sample_type, ..sampling(CYCLES, st::BRANCH_STACK) };
+                vec![(SAMPLING_ID, "cycles:u", attr), sideband]
+            }
         }
-        attrs
     }
 
     /// A record: header, body, and for kernel records a trailer with the event's id.
@@ -384,6 +401,27 @@ impl<W: Write + Seek> PerfWriter<W> {
         self.emit(&sample, None)
     }
 
+    /// A sample with the branches before it, the youngest first: where from, where to, and the rest as the kernel packs it
+    /// (`struct perf_branch_entry`). For [`TraceForm::BranchStacks`] with nothing else beside the entries.
+    pub fn branch_sample(&mut self, who: Who, ip: Ip, entries: &[(Ip, Ip, u64)]) -> io::Result<()> {
+        let words: Vec<u8> = entries
+            .iter()
+            .flat_map(|(from, to, rest)| [from.0, to.0, *rest])
+            .flat_map(u64::to_le_bytes)
+            .collect();
+        let sample = Sample {
+            misc: misc::USER,
+            identifier: Some(SAMPLING_ID),
+            ip: Some(ip),
+            task: Some((who.pid, who.tid)),
+            time: Some(Ns(who.time)),
+            cpu: Some(who.cpu),
+            branch_stack: Some(BranchStack::new(Words::new(&words))),
+            ..Sample::default()
+        };
+        self.emit(&sample, None)
+    }
+
     /// The build id of a file that was mapped.
     pub fn build_id(&mut self, pid: Pid, path: &str, id: &[u8]) {
         BuildId { kernel: false, pid, id, filename: path.as_bytes() }.write(&mut self.build_ids);
@@ -413,10 +451,9 @@ impl<W: Write + Seek> PerfWriter<W> {
     /// Feature sections in the order of their bits.
     fn features(&self) -> Vec<(u8, Vec<u8>)> {
         let config = &self.config;
-        let attrs = self.attrs();
-        let events: Vec<(Attr, &str, &[u64])> = (attrs.iter().zip(&EVENTS))
-            .map(|(attr, (id, name))| (*attr, *name, std::slice::from_ref(id)))
-            .collect();
+        let events = self.events();
+        let events: Vec<(Attr, &str, &[u64])> =
+            events.iter().map(|(id, name, attr)| (*attr, *name, std::slice::from_ref(id))).collect();
         let (first, last) = self.time.unwrap_or_default();
         vec![
             (bit::BUILD_ID, self.build_ids.clone()),

@@ -3,6 +3,9 @@
 
 mod kit;
 
+use ptflow_decoder::units::Ip;
+use ptflow_perf_import::record::branch_sample_type;
+use ptflow_perf_import::write::{PerfWriter, TraceForm};
 use ptflow_perf_import::{Capture, CaptureError, PerfFile};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -107,4 +110,37 @@ fn a_recording_without_either_is_refused() {
     let error = Capture::read(&file).unwrap_err();
     assert!(matches!(error, CaptureError::NoTrace(_)));
     assert!(error.to_string().contains("x.data") && !error.to_string().contains('\n'));
+}
+
+/// What the writer writes, as perf prints it.
+#[test]
+fn written_stacks() {
+    let mut config = kit::config(0, false);
+    config.form = TraceForm::BranchStacks(branch_sample_type::USER | branch_sample_type::ANY);
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = PerfWriter::create(&dir.path().join("perf.data"), config).unwrap();
+    let who = |time| kit::who(7, 8, 0, time);
+    writer.comm(who(5), "program", true).unwrap();
+    writer.mmap2(who(6), 0x40_1000, 0x1000, 0x1000, "/no/such/program").unwrap();
+    // Mispredicted after 5 cycles; predicted; nothing told.
+    let entries =
+        [(Ip(0x40_1010), Ip(0x40_1000), 1 | 5 << 4), (Ip(0x40_1020), Ip(0x40_1004), 2), (Ip(1), Ip(2), 0)];
+    writer.branch_sample(who(1_000_000_007), Ip(0x40_1000), &entries).unwrap();
+    writer.branch_sample(who(1_000_000_009), Ip(0x40_1000), &[]).unwrap();
+    writer.finish().unwrap();
+    let file = PerfFile::open(&dir.path().join("perf.data")).unwrap();
+    let capture = Capture::read(&file).unwrap();
+    assert_eq!((capture.branch_stacks.samples, capture.branch_stacks.entries), (2, 3));
+    let args = ["script", "-F", "comm,pid,tid,time,ip,brstack", "--ns", "-i", "perf.data"];
+    let Some(text) = kit::output("perf", &args, dir.path()) else { return };
+    let six = |token: &str| token.split('/').take(6).collect::<Vec<_>>().join("/");
+    let lines: Vec<String> =
+        text.lines().map(|line| line.split_whitespace().map(six).collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(
+        lines,
+        [
+            "program 7/8 1.000000007: 401000 0x401010/0x401000/M/-/-/5 0x401020/0x401004/P/-/-/0 0x1/0x2/-/-/-/0",
+            "program 7/8 1.000000009: 401000",
+        ]
+    );
 }

@@ -191,7 +191,7 @@ impl<'d> SourceLines<'d> for Lines<'d> {
     }
 
     fn ranges_around(&self, addr: u64) -> Vec<(u64, u64)> {
-        self.0.function_at(addr).map(|function| function.ranges.clone()).unwrap_or_default()
+        self.0.function_at(addr).map(|function| function.parts.clone()).unwrap_or_default()
     }
 }
 

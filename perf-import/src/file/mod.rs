@@ -10,10 +10,12 @@
 //! are in. Order among stretches means nothing: it is the times that count.
 
 mod directory;
+mod let_go;
 mod open;
 mod spool;
 mod zstd;
 
+pub(crate) use let_go::LetGo;
 pub use open::OpenError;
 
 use crate::events::Events;

@@ -128,6 +128,11 @@ pub struct BranchStack<'m> {
 }
 
 impl<'m> BranchStack<'m> {
+    /// A stack of those entries, of three words each, and nothing beside them.
+    pub(crate) fn new(entries: Words<'m>) -> Self {
+        Self { hw_index: None, entries, counters: None }
+    }
+
     /// Reads a stack as an event with that `branch_sample_type` records it.
     pub(crate) fn read(f: &mut Fields<'m>, branch_sample_type: u64) -> Option<Self> {
         let count = f.u64()?;

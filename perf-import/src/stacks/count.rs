@@ -64,12 +64,12 @@ impl Traces {
         let mut all = Self::default();
         let mut records = capture.records().filter(|record| record.kind == kind::SAMPLE);
         let batches = 2 * pool.current_num_threads();
+        let mut behind = capture.let_go();
         loop {
             let next = || -> Vec<Record<'_>> { records.by_ref().take(BATCH).collect() };
             let round: Vec<_> = std::iter::repeat_with(next).take(batches).collect();
-            if round[0].is_empty() {
-                break;
-            }
+            let Some(first) = round[0].first() else { break };
+            behind.before(first.offset.0);
             let tables: Vec<Self> =
                 pool.install(|| round.par_iter().map(|batch| counter.batch(batch)).collect());
             tables.into_iter().for_each(|table| all.add(table, MOST_TRACES));
