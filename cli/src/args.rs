@@ -98,9 +98,52 @@ pub struct ConvertArgs {
     /// Fold calls that took less time (300ns, 2us, 1.5ms)
     #[arg(long, value_name = "D", value_parser = nanoseconds)]
     pub min_duration: Option<u64>,
+    /// Only from this moment on: perf's clock (12.000345678, seconds) or since the first PT timestamp (+1.5ms). Frames
+    /// that were open before are known as far as control returns to them in the window
+    #[arg(long, value_name = "T", allow_hyphen_values = true)]
+    pub from: Option<Moment>,
+    /// Only up to this moment
+    #[arg(long, value_name = "T", allow_hyphen_values = true)]
+    pub to: Option<Moment>,
+    /// Decode from the capture's start, so that every frame that was open before the window is known
+    #[arg(long)]
+    pub exact_stacks: bool,
+    /// Only invocations of this function, and what they call; NAME as in `ptflow calls`, `*` and `?` match; may be given
+    /// several times
+    #[arg(long, value_name = "NAME")]
+    pub function: Vec<String>,
+    /// Only the times in which a function was going on, on any thread, with all that every thread did then; perhaps only
+    /// in invocations that took longer: --around 'NAME:slower-than 2ms'
+    #[arg(long, value_name = "NAME[:slower-than D]")]
+    pub around: Option<Around>,
     /// Fold calls deeper than N levels of a stack
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_depth: Option<u32>,
+}
+
+/// The invocations of a function that took longer than so many nanoseconds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Around {
+    pub function: String,
+    pub slower_than: Option<u64>,
+}
+
+impl std::str::FromStr for Around {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // Names of C++ hold colons.
+        let (function, slower_than) = match text.rsplit_once(":slower-than") {
+            Some((function, duration)) => {
+                (function, Some(nanoseconds(duration.trim_start_matches([' ', '=', ':']))?))
+            }
+            None => (text, None),
+        };
+        if function.is_empty() {
+            return Err("which function? NAME or 'NAME:slower-than 2ms'".to_owned());
+        }
+        Ok(Self { function: function.to_owned(), slower_than })
+    }
 }
 
 /// A duration: a number with its unit.
@@ -393,6 +436,16 @@ impl std::error::Error for Usage {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn arounds() {
+        let around = |text: &str| text.parse::<Around>().map(|around| (around.function, around.slower_than));
+        assert_eq!(around("main"), Ok(("main".to_owned(), None)));
+        assert_eq!(around("std::sort*:slower-than 1.5ms"), Ok(("std::sort*".to_owned(), Some(1_500_000))));
+        assert_eq!(around("f:slower-than=20ns"), Ok(("f".to_owned(), Some(20))));
+        assert!(around("f:slower-than").is_err() && around("f:slower-than 7").is_err());
+        assert!(around(":slower-than 7ns").is_err());
+    }
 
     #[test]
     fn moments() {

@@ -1,9 +1,10 @@
 //! A capture's call stacks: whose they are, and the run that folds them.
 
 use crate::load::{self, Loaded};
+use crate::replay::pick::Nowhere;
 use crate::unknown_code::{self, UnknownCosts};
 use ptflow_decoder::image::Images;
-use ptflow_decoder::jobs::calls::{CallStacks, CallSteps, FrameSink};
+use ptflow_decoder::jobs::calls::{CallStacks, CallSteps, FrameSink, OuterFrames};
 use ptflow_decoder::ledger::Ledger;
 use ptflow_decoder::owners::ThreadId;
 use ptflow_decoder::plan::{Unit, Window};
@@ -76,15 +77,17 @@ pub fn fold<S: FrameSink>(
 /// What of a capture's frames a job needs.
 #[derive(Clone, Debug)]
 pub struct Part {
-    /// Of a window: frames that were open before it are known as far as it tells.
-    pub window: Window,
+    /// Of some windows, in order of time: frames that were open before one are known as far as it tells.
+    pub windows: Vec<Window>,
     /// Of the functions with a flag; of others only what is open above or below them when they begin or end.
     pub functions: Option<Arc<[bool]>>,
+    /// What is known to have been open before.
+    pub outer: OuterFrames,
 }
 
 impl Default for Part {
     fn default() -> Self {
-        Self { window: Window::ALL, functions: None }
+        Self { windows: vec![Window::ALL], functions: None, outer: OuterFrames::default() }
     }
 }
 
@@ -97,10 +100,40 @@ pub fn fold_part<S: FrameSink>(
     part: &Part,
     sink: S,
 ) -> Result<Folded<S>, S::Error> {
+    let (stacks, folded) = run_part(loaded, images, pool, progress, part, sink)?;
+    let sink = stacks.finish()?;
+    Ok(folded.map(|()| sink))
+}
+
+/// What must have been open before a window began, as far as what is decoded of it tells.
+pub fn outer_frames(
+    loaded: &Loaded<'_>,
+    images: &Images<'_>,
+    pool: &rayon::ThreadPool,
+    window: Window,
+) -> OuterFrames {
+    /// So many units of each stream: who returns later is known from then on.
+    const MOST: usize = 32;
+    // Of CPUs all must be there: a thread may be on any.
+    let most = loaded.capture.schedules.threads.is_empty().then_some(MOST);
+    let part = Part { windows: vec![Window { most, ..window }], ..Part::default() };
+    let Ok((stacks, _)) = run_part(loaded, images, pool, &|_| {}, &part, Nowhere);
+    stacks.into_outer()
+}
+
+fn run_part<S: FrameSink>(
+    loaded: &Loaded<'_>,
+    images: &Images<'_>,
+    pool: &rayon::ThreadPool,
+    progress: &(dyn Fn(u64) + Sync),
+    part: &Part,
+    sink: S,
+) -> Result<(CallStacks<S>, Folded<()>), S::Error> {
     let owners = loaded.owners(pool);
     let contexts = loaded.contexts(images, &owners);
     let stacks = contexts.len() + loaded.capture.schedules.threads.len();
-    let mut stacks = CallStacks::new(stacks, loaded.capture.config.time, sink);
+    let stacks = CallStacks::new(stacks, loaded.capture.config.time, sink);
+    let mut stacks = stacks.with_outer(part.outer.clone());
     let (mut instructions, mut units) = (0, 0);
     let new_steps = |_: &Unit| match &part.functions {
         Some(functions) => CallSteps::only(functions.clone()),
@@ -112,7 +145,7 @@ pub fn fold_part<S: FrameSink>(
         units += 1;
     };
     let ledgers = if owners.iter().all(Vec::is_empty) {
-        run::in_order_within(&contexts, &options, part.window, new_steps, |unit, steps, result| {
+        run::in_order_within(&contexts, &options, &part.windows, new_steps, |unit, steps, result| {
             count(&result);
             stacks.take(unit, &steps, &result)
         })
@@ -120,17 +153,17 @@ pub fn fold_part<S: FrameSink>(
         run::in_time_order_within(
             &contexts,
             &options,
-            part.window,
+            &part.windows,
             new_steps,
-            |unit, steps, result, horizon| {
+            |unit, steps, result, reach| {
                 count(&result);
                 let stack = |thread| stack_of(loaded, contexts.len(), unit.stream, thread);
-                stacks.take_shared(unit, &steps, &result, stack, horizon)
+                stacks.take_shared(unit, &steps, &result, stack, reach)
             },
         )
     }?;
     let unknown = unknown_code::costs(&loaded.store, &contexts, &ledgers);
-    Ok(Folded { sink: stacks.finish()?, ledgers, unknown, instructions, units })
+    Ok((stacks, Folded { sink: (), ledgers, unknown, instructions, units }))
 }
 
 /// The stack of a thread of a CPU's stream: behind those of the streams, which are for what is nobody's. `None` for what

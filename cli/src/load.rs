@@ -1,6 +1,6 @@
 //! From a capture's path to what the decoder needs: streams chosen, images found, address spaces placed.
 
-use crate::args::Common;
+use crate::args::{Common, Moment};
 use anyhow::{Context as _, bail};
 use ptflow_decoder::clock::Clock;
 use ptflow_decoder::config::PtConfig;
@@ -10,7 +10,7 @@ use ptflow_decoder::packet::Packet;
 use ptflow_decoder::plan::{UNIT_BYTES, plan};
 use ptflow_decoder::reader::{Position, Reader};
 use ptflow_decoder::run::Options;
-use ptflow_decoder::units::Tsc;
+use ptflow_decoder::units::{Ns, Tsc};
 use ptflow_decoder::walk::{Context, Engine};
 use ptflow_perf_import::images::{ImageFile, ImageSearch, ImageStore, Status};
 use ptflow_perf_import::record::Sample;
@@ -232,6 +232,17 @@ impl<'m> Loaded<'m> {
         first_pt(self.capture.streams.iter(), &self.capture.config)
     }
 
+    /// A moment in perf's time.
+    pub fn time_at(&self, moment: Moment) -> anyhow::Result<Ns> {
+        match (moment, self.capture_first_pt(), self.capture.config.time) {
+            (Moment::Clock(ns), Some(_), Some(_)) => Ok(Ns(ns)),
+            (Moment::SinceFirst(ns), Some(first), Some(time)) => {
+                Ok(Ns(time.to_ns(first).0.saturating_add(ns)))
+            }
+            _ => bail!("the trace tells no time: nothing of it can be found by a time"),
+        }
+    }
+
     /// The thread is asked for.
     fn is_wanted(&self, (pid, tid): (Pid, Tid)) -> bool {
         self.wanted.holds(&self.capture, pid, tid)
@@ -396,5 +407,11 @@ pub fn options<'p>(
     engine: Engine,
     progress: &'p (dyn Fn(u64) + Sync),
 ) -> Options<'p> {
-    Options { pool, engine, unit_bytes: UNIT_BYTES, progress }
+    Options { pool, engine, unit_bytes: unit_bytes(), progress }
+}
+
+/// Tests cut small captures into many units.
+fn unit_bytes() -> usize {
+    let told = std::env::var("PTFLOW_UNIT_BYTES").ok();
+    told.and_then(|bytes| bytes.parse().ok()).unwrap_or(UNIT_BYTES)
 }

@@ -18,6 +18,7 @@ mod perf2bolt;
 mod progress;
 mod replay;
 mod report;
+mod selection;
 mod source_lines;
 mod sources;
 mod unknown_code;

@@ -13,6 +13,9 @@ use std::time::Instant;
 pub struct Report<'a> {
     pt_bytes_in: u64,
     pt_bytes_decoded: u64,
+    /// Outside of the window that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pt_bytes_skipped: Option<u64>,
     lost: Vec<Lost>,
     /// The code that `no_image` losses were in.
     no_image: Vec<NoImage<'a>>,
@@ -126,6 +129,7 @@ impl Outcome<'_> {
         let report = Report {
             pt_bytes_in: self.bytes_in,
             pt_bytes_decoded: self.ledgers.iter().map(|ledger| ledger.decoded).sum(),
+            pt_bytes_skipped: Some(self.skipped()).filter(|bytes| *bytes > 0),
             lost: self.lost(),
             no_image: self.unknown.iter().map(|(code, cost)| NoImage { code, cost: *cost }).collect(),
             branches: self.branches,
@@ -139,6 +143,10 @@ impl Outcome<'_> {
         let mut text = serde_json::to_string_pretty(&report)?;
         text.push('\n');
         std::fs::write(path, text).with_context(|| format!("cannot write the report {}", path.display()))
+    }
+
+    fn skipped(&self) -> u64 {
+        self.ledgers.iter().map(|ledger| ledger.skipped).sum()
     }
 
     fn lost(&self) -> Vec<Lost> {
@@ -161,6 +169,11 @@ impl Outcome<'_> {
 
     /// A line for each reason: how often, how many bytes.
     fn warn(&self) {
+        let skipped = self.skipped();
+        if skipped > 0 {
+            let all = self.bytes_in;
+            eprintln!("ptflow: {skipped} of {all} bytes of trace are of other times, and were not decoded");
+        }
         let mut by_reason = std::collections::BTreeMap::new();
         for loss in self.ledgers.iter().flat_map(|ledger| &ledger.losses) {
             let (count, bytes) = by_reason.entry(loss.reason).or_insert((0u64, 0u64));

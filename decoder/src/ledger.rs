@@ -1,4 +1,4 @@
-//! The loss ledger: bytes in = bytes decoded + bytes lost by reason.
+//! The loss ledger: bytes in = bytes decoded + bytes lost by reason, and where a window was asked for + bytes skipped.
 //!
 //! Both sides are summed where packets are consumed, never computed from each other.
 
@@ -75,6 +75,8 @@ pub struct Ledger {
     pub decoded: u64,
     /// Everything else, in stream order.
     pub losses: Vec<Loss>,
+    /// Bytes that nobody asked for: outside of the [windows](crate::plan::Window) of the run.
+    pub skipped: u64,
 }
 
 impl Ledger {
@@ -86,6 +88,7 @@ impl Ledger {
     /// Adds what another part of the capture came to.
     pub fn append(&mut self, mut other: Self) {
         self.decoded += other.decoded;
+        self.skipped += other.skipped;
         self.losses.append(&mut other.losses);
     }
 }

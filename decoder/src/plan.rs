@@ -45,6 +45,8 @@ pub struct Plan {
     pub units: Vec<Unit>,
     /// For each stream what lies outside all units.
     pub ledgers: Vec<Ledger>,
+    /// Where the units were [narrowed](Plan::narrow): the stretches of time in which every stream has all its units.
+    pub complete: Vec<(Tsc, Tsc)>,
 }
 
 /// A stretch of time, of all streams or of one. What lies outside of it need not be decoded.
@@ -56,36 +58,69 @@ pub struct Window {
     pub to: Option<Tsc>,
     /// Only the stream of this index.
     pub stream: Option<usize>,
+    /// No more than so many units of a stream.
+    pub most: Option<usize>,
 }
 
 impl Window {
     /// Everything.
-    pub const ALL: Self = Self { from: None, to: None, stream: None };
+    pub const ALL: Self = Self { from: None, to: None, stream: None, most: None };
 }
 
 impl Plan {
-    /// Leaves only the units that touch the window, and one before them in each stream: times at a unit's start depend on
+    /// Leaves only the units that touch a window, and one before them in each stream: times at a unit's start depend on
     /// where the unit before ended. `time` tells when a unit starts; one that does not say it starts with the one before.
-    pub fn narrow(&mut self, window: Window, time: impl Fn(&Unit) -> Option<Tsc>) {
-        if window == Window::ALL {
+    /// Windows are in order of time.
+    pub fn narrow(&mut self, windows: &[Window], time: impl Fn(&Unit) -> Option<Tsc>) {
+        if windows.contains(&Window::ALL) {
             return;
         }
         let mut kept = Vec::new();
+        let ends = |window: &Window| (Tsc(0), window.to.unwrap_or(Tsc(u64::MAX)));
+        let mut complete: Vec<(Tsc, Tsc)> = windows.iter().map(ends).collect();
         for stream in self.units.chunk_by(|a, b| a.stream == b.stream) {
-            if window.stream.is_some_and(|only| stream.iter().any(|unit| unit.stream != only)) {
-                continue;
-            }
             let mut now = Tsc(0);
             let times = stream.iter().map(|unit| {
                 now = time(unit).unwrap_or(now).max(now);
                 now
             });
             let times: Vec<Tsc> = times.collect();
-            let first = window.from.map_or(0, |from| times.partition_point(|time| *time <= from));
-            let last = window.to.map_or(stream.len(), |to| times.partition_point(|time| *time <= to));
-            kept.extend_from_slice(stream.get(first.saturating_sub(2)..last).unwrap_or(&[]));
+            let mut until = 0;
+            for (window, (begin, _)) in windows.iter().zip(&mut complete) {
+                if window.stream.is_some_and(|only| stream.iter().any(|unit| unit.stream != only)) {
+                    continue;
+                }
+                let first = window.from.map_or(0, |from| times.partition_point(|time| *time <= from));
+                let last = window.to.map_or(stream.len(), |to| times.partition_point(|time| *time <= to));
+                let first = first.saturating_sub(2);
+                if first > 0 && first < last {
+                    *begin = times[first].max(*begin);
+                }
+                let last = window.most.map_or(last, |most| last.min(first.saturating_add(most)));
+                let first = first.max(until);
+                for (index, unit) in stream.iter().enumerate().take(last).skip(first) {
+                    let joins = index == 0 || index == until && until > 0;
+                    kept.push(Unit { after_break: unit.after_break || !joins, ..*unit });
+                    until = index + 1;
+                }
+            }
+            let wanted = kept
+                .iter()
+                .rev()
+                .take_while(|unit| Some(unit.stream) == stream.first().map(|unit| unit.stream));
+            let (wanted, all) = (wanted.map(|unit| unit.bytes), stream.iter().map(|unit| unit.bytes));
+            let skipped = all.sum::<u64>() - wanted.sum::<u64>();
+            if let Some(ledger) = stream.first().and_then(|unit| self.ledgers.get_mut(unit.stream)) {
+                ledger.skipped += skipped;
+            }
         }
         self.units = kept;
+        for (begin, end) in complete {
+            match self.complete.last_mut() {
+                Some(before) if begin <= before.1 => before.1 = before.1.max(end),
+                _ => self.complete.push((begin, end)),
+            }
+        }
     }
 }
 
@@ -320,8 +355,13 @@ mod tests {
         let units: Vec<Unit> = [0, 1].iter().flat_map(|s| (0..6).map(|n| unit(*s, n))).collect();
         let time = |unit: &Unit| (unit.bytes != 3).then_some(Tsc(unit.bytes * 10));
         let kept = |from: Option<u64>, to: Option<u64>| -> Vec<u64> {
-            let mut plan = Plan { units: units.clone(), ledgers: Vec::new() };
-            plan.narrow(Window { from: from.map(Tsc), to: to.map(Tsc), stream: None }, time);
+            let mut plan =
+                Plan { units: units.clone(), ledgers: vec![Ledger::default(); 2], ..Plan::default() };
+            plan.narrow(&[Window { from: from.map(Tsc), to: to.map(Tsc), ..Window::ALL }], time);
+            for (stream, ledger) in plan.ledgers.iter().enumerate() {
+                let bytes = plan.units.iter().filter(|unit| unit.stream == stream).map(|unit| unit.bytes);
+                assert_eq!(bytes.sum::<u64>() + ledger.skipped, 15);
+            }
             let of = |stream| plan.units.iter().filter(move |u| u.stream == stream).map(|u| u.bytes);
             assert!(of(0).eq(of(1)));
             of(0).collect()
@@ -332,9 +372,27 @@ mod tests {
         assert_eq!(kept(Some(50), None), [4, 5]);
         assert_eq!(kept(None, Some(9)), [0]);
         assert_eq!(kept(Some(30), Some(5)), []);
-        let mut plan = Plan { units: units.clone(), ledgers: Vec::new() };
-        plan.narrow(Window { stream: Some(1), ..Window::ALL }, time);
+        let mut plan = Plan { units: units.clone(), ..Plan::default() };
+        plan.narrow(&[Window { stream: Some(1), ..Window::ALL }], time);
         assert!(plan.units.len() == 6 && plan.units.iter().all(|unit| unit.stream == 1));
+        // Several, with a hole in between, and side by side.
+        let window = |from, to| Window { from: Some(Tsc(from)), to: Some(Tsc(to)), ..Window::ALL };
+        let several = |windows: &[Window]| {
+            let mut plan = Plan { units: units.clone(), ..Plan::default() };
+            plan.narrow(windows, time);
+            let of = plan.units.iter().filter(|unit| unit.stream == 1);
+            let kept: Vec<_> = of.map(|unit| (unit.bytes, unit.after_break)).collect();
+            let complete: Vec<_> = plan.complete.iter().map(|(from, to)| (from.0, to.0)).collect();
+            (kept, complete)
+        };
+        let (kept, complete) = several(&[window(5, 6), window(25, 29)]);
+        assert_eq!((kept, complete), (vec![(0, false), (2, true), (3, false)], vec![(0, 6), (20, 29)]));
+        let (kept, complete) = several(&[window(5, 6), window(50, 60)]);
+        assert_eq!((kept, complete), (vec![(0, false), (4, true), (5, false)], vec![(0, 6), (40, 60)]));
+        let few = Window { most: Some(2), ..window(25, 60) };
+        assert_eq!(several(&[few]).0, [(2, true), (3, false)]);
+        let (_, complete) = several(&[window(5, 22), window(25, 29)]);
+        assert_eq!(complete, [(0, 29)]);
     }
 
     #[test]

@@ -41,7 +41,8 @@ pub struct Counts {
 
 /// The exact edge profile of all streams.
 pub fn count(contexts: &[Context<'_, '_>], options: &Options<'_>) -> Counts {
-    let Plan { units, mut ledgers } = plan(contexts.iter().map(|context| context.stream), options.unit_bytes);
+    let Plan { units, mut ledgers, .. } =
+        plan(contexts.iter().map(|context| context.stream), options.unit_bytes);
     let next = AtomicUsize::new(0);
     // Counts are the graph's, which knows no threads: what is not wanted goes to one that is thrown away.
     let all_wanted = contexts.iter().flat_map(|context| context.owners).all(|owner| owner.wanted);
@@ -109,41 +110,51 @@ pub fn in_order<S: Sink + Send, E>(
     new_sink: impl Fn(&Unit) -> S + Sync,
     fold: impl FnMut(&Unit, S, UnitResult) -> Result<(), E>,
 ) -> Result<Vec<Ledger>, E> {
-    in_order_within(contexts, options, Window::ALL, new_sink, fold)
+    in_order_within(contexts, options, &[Window::ALL], new_sink, fold)
 }
 
-/// As [`in_order`], of the units that touch a window only.
+/// As [`in_order`], of the units that touch a window only. Windows are in order of time.
 pub fn in_order_within<S: Sink + Send, E>(
     contexts: &[Context<'_, '_>],
     options: &Options<'_>,
-    window: Window,
+    windows: &[Window],
     new_sink: impl Fn(&Unit) -> S + Sync,
     mut fold: impl FnMut(&Unit, S, UnitResult) -> Result<(), E>,
 ) -> Result<Vec<Ledger>, E> {
-    let plan = plan_within(contexts, options, window);
+    let plan = plan_within(contexts, options, windows);
     fold_units(contexts, options, plan, new_sink, |_, unit, sink, result| fold(unit, sink, result))
 }
 
+/// How far a run in order of time is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reach<'p> {
+    /// Nothing from before it will come any more; `None` where that is not known.
+    pub horizon: Option<Tsc>,
+    /// What is in none of these stretches is not there for every CPU. Empty: all is there.
+    pub complete: &'p [(Tsc, Tsc)],
+}
+
 /// As [`in_order`], but over all streams by the units' times: the streams of several CPUs side by side. `fold` is told
-/// too before which time nothing will come any more; `None` where that is not known.
+/// too how far the run is.
 pub fn in_time_order<S: Sink + Send, E>(
     contexts: &[Context<'_, '_>],
     options: &Options<'_>,
     new_sink: impl Fn(&Unit) -> S + Sync,
-    fold: impl FnMut(&Unit, S, UnitResult, Option<Tsc>) -> Result<(), E>,
+    fold: impl FnMut(&Unit, S, UnitResult, Reach<'_>) -> Result<(), E>,
 ) -> Result<Vec<Ledger>, E> {
-    in_time_order_within(contexts, options, Window::ALL, new_sink, fold)
+    in_time_order_within(contexts, options, &[Window::ALL], new_sink, fold)
 }
 
-/// As [`in_time_order`], of the units that touch a window only.
+/// As [`in_time_order`], of the units that touch a window only. Windows are in order of time.
 pub fn in_time_order_within<S: Sink + Send, E>(
     contexts: &[Context<'_, '_>],
     options: &Options<'_>,
-    window: Window,
+    windows: &[Window],
     new_sink: impl Fn(&Unit) -> S + Sync,
-    mut fold: impl FnMut(&Unit, S, UnitResult, Option<Tsc>) -> Result<(), E>,
+    mut fold: impl FnMut(&Unit, S, UnitResult, Reach<'_>) -> Result<(), E>,
 ) -> Result<Vec<Ledger>, E> {
-    let mut plan = plan_within(contexts, options, window);
+    let mut plan = plan_within(contexts, options, windows);
+    let complete = std::mem::take(&mut plan.complete);
     // A unit that tells no time has that of the one before it in its stream.
     let mut timed = Vec::with_capacity(plan.units.len());
     let mut before = (usize::MAX, Tsc(0));
@@ -159,13 +170,13 @@ pub fn in_time_order_within<S: Sink + Send, E>(
     let times: Vec<Tsc> = timed.iter().map(|(time, _)| *time).collect();
     plan.units = timed.into_iter().map(|(_, unit)| unit).collect();
     fold_units(contexts, options, plan, new_sink, |index, unit, sink, result| {
-        fold(unit, sink, result, times.get(index + 1).copied())
+        fold(unit, sink, result, Reach { horizon: times.get(index + 1).copied(), complete: &complete })
     })
 }
 
-fn plan_within(contexts: &[Context<'_, '_>], options: &Options<'_>, window: Window) -> Plan {
+fn plan_within(contexts: &[Context<'_, '_>], options: &Options<'_>, windows: &[Window]) -> Plan {
     let mut plan = plan(contexts.iter().map(|context| context.stream), options.unit_bytes);
-    plan.narrow(window, |unit| starts_at(&contexts[unit.stream], unit));
+    plan.narrow(windows, |unit| starts_at(&contexts[unit.stream], unit));
     plan
 }
 
@@ -176,7 +187,7 @@ fn starts_at(context: &Context<'_, '_>, unit: &Unit) -> Option<Tsc> {
 fn fold_units<S: Sink + Send, E>(
     contexts: &[Context<'_, '_>],
     options: &Options<'_>,
-    Plan { units, mut ledgers }: Plan,
+    Plan { units, mut ledgers, .. }: Plan,
     new_sink: impl Fn(&Unit) -> S + Sync,
     mut fold: impl FnMut(usize, &Unit, S, UnitResult) -> Result<(), E>,
 ) -> Result<Vec<Ledger>, E> {

@@ -223,9 +223,9 @@ fn check_calls(recording: &Recording) {
             &contexts,
             &options,
             |_| CallSteps::default(),
-            |unit, steps, result, horizon| {
+            |unit, steps, result, reach| {
                 let stack = |thread: Option<ThreadId>| thread.map(|thread| thread.0 as usize);
-                stacks.take_shared(unit, &steps, &result, stack, horizon)
+                stacks.take_shared(unit, &steps, &result, stack, reach)
             },
         )
         .expect("infallible");

@@ -2,9 +2,11 @@
 
 use crate::args::{ConvertArgs, Usage};
 use crate::call_stacks::{self, StackOwner};
+use crate::find_function::Functions;
 use crate::load::{self, Loaded};
 use crate::progress::Progress;
 use crate::report::Outcome;
+use crate::selection::Selection;
 use anyhow::Context as _;
 use ptflow_decoder::jobs::calls::{FrameName, FrameSink};
 use ptflow_decoder::ledger::LossReason;
@@ -47,16 +49,19 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     loaded.needs_trace()?;
     let pool = load::pool(&args.common)?;
     let (images, functions) = loaded.store.images_with_functions();
+    let known = Functions { names: &functions, images: &images, store: &loaded.store };
+    let selection = Selection::new(args, &loaded, &known, &pool)?;
     let cannot = || format!("cannot write {}", args.output.display());
     let output = SharedOutput(Rc::new(RefCell::new(Output::create(&args.output).with_context(cannot)?)));
     let threads = NonZeroUsize::new(pool.current_num_threads()).unwrap_or(NonZeroUsize::MIN);
     let timeline = timeline(format, gzip.then_some(threads), output.clone());
     let timeline = Budget::new(timeline, limits(args, format));
-    let frames =
-        Frames::new(&loaded, &functions, timeline, !loaded.capture.info.per_cpu).with_context(cannot)?;
-    let progress = Progress::new(loaded.bytes(), args.common.quiet || args.common.no_progress);
+    let all = selection.is_all() && !loaded.capture.info.per_cpu;
+    let frames = Frames::new(&loaded, &functions, timeline, all).with_context(cannot)?;
+    let silent = args.common.quiet || args.common.no_progress || !selection.is_all();
+    let progress = Progress::new(loaded.bytes(), silent);
     let add = |bytes| progress.add(bytes);
-    let folded = call_stacks::fold(&loaded, &images, &pool, &add, frames).with_context(cannot)?;
+    let folded = selection.fold(&loaded, &images, &pool, &add, frames).with_context(cannot)?;
     let frames = folded.sink;
     drop(progress);
     let threads = frames.tracks.iter().flatten().count();
@@ -259,7 +264,7 @@ impl<'n> Frames<'n> {
             FrameName::Syscall => ("[syscall]".to_owned(), Category::Untraced),
             FrameName::Untraced => ("[untraced]".to_owned(), Category::Untraced),
         };
-        let category = if inferred { Category::Inferred } else { category };
+        let category = if inferred && category == Category::Function { Category::Inferred } else { category };
         let name = self.timeline.name(&text, category);
         self.names.insert((frame, inferred), name);
         name

@@ -1,7 +1,7 @@
 //! `ptflow replay`: one invocation in full detail.
 
 use super::convert::{self, Format};
-use crate::args::{Moment, ReplayArgs, Usage};
+use crate::args::{ReplayArgs, Usage};
 use crate::call_stacks;
 use crate::load::{self, Loaded};
 use crate::progress::Progress;
@@ -9,7 +9,6 @@ use crate::replay::pick::{self, Choice, Nowhere, Rank, Source};
 use crate::replay::{Decoded, Session, listing, part, tree};
 use anyhow::{Context as _, bail};
 use ptflow_decoder::jobs::invocations::Recursion;
-use ptflow_decoder::units::Ns;
 use ptflow_exporters::call_tree::text::Style;
 use ptflow_exporters::call_tree::{CallTree, VERSION, compare, text};
 use ptflow_exporters::output::Output;
@@ -69,7 +68,7 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<()> {
     }
     let this = match args.at {
         Some(at) => {
-            let at = moment(&loaded, at)?;
+            let at = loaded.time_at(at)?;
             let known = if source.index.is_some() { pick::in_index(&session, &source, at)? } else { None };
             if known.is_some() {
                 again(&session, known)?
@@ -153,16 +152,6 @@ fn against(text: &str) -> anyhow::Result<Against> {
         Ok(0) => Err(Usage("--against 0: ranks begin at 1".to_owned()).into()),
         Ok(rank) => Ok(Against::Rank(Rank::Slowest(rank))),
         Err(_) => Ok(Against::File(PathBuf::from(text))),
-    }
-}
-
-fn moment(loaded: &Loaded<'_>, at: Moment) -> anyhow::Result<Ns> {
-    match at {
-        Moment::Clock(ns) => Ok(Ns(ns)),
-        Moment::SinceFirst(ns) => match (loaded.capture_first_pt(), loaded.capture.config.time) {
-            (Some(first), Some(time)) => Ok(Ns(time.to_ns(first).0.saturating_add(ns))),
-            _ => bail!("the trace has no time to count from; choose by rank: --slowest or --nth"),
-        },
     }
 }
 

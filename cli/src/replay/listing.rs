@@ -102,7 +102,7 @@ pub fn blocks<E>(
         pieces
     };
     let result = if owners.iter().all(Vec::is_empty) {
-        run::in_order_within(&contexts, &options, window, new_list, |unit, list, result| {
+        run::in_order_within(&contexts, &options, &[window], new_list, |unit, list, result| {
             pieces(unit, list, &result).into_iter().flatten().try_for_each(|block| cutter.block(block))
         })
         .map(drop)
@@ -111,7 +111,7 @@ pub fn blocks<E>(
         let mut all: BTreeMap<(Ns, usize, usize), Vec<Block>> = BTreeMap::new();
         let until = detail.end;
         let gathered: Result<_, Stop<E>> =
-            run::in_time_order_within(&contexts, &options, window, new_list, |unit, list, result, _| {
+            run::in_time_order_within(&contexts, &options, &[window], new_list, |unit, list, result, _| {
                 for piece in pieces(unit, list, &result) {
                     if let Some(first) = piece.first().filter(|first| first.at.0 <= until) {
                         let key = (first.at.0, unit.stream, all.len());

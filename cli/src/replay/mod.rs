@@ -70,7 +70,8 @@ impl Session<'_> {
         let stream = (stack < self.loaded.streams().count()
             && self.loaded.capture.schedules.threads.is_empty())
         .then_some(stack);
-        Window { from: from.and_then(|at| self.tsc(at)), to: to.and_then(|at| self.tsc(at)), stream }
+        let (from, to) = (from.and_then(|at| self.tsc(at)), to.and_then(|at| self.tsc(at)));
+        Window { from, to, stream, ..Window::ALL }
     }
 
     /// Decodes a window for one invocation, and hands its frames on.
@@ -85,7 +86,7 @@ impl Session<'_> {
         if window.from.is_none() {
             replay = replay.from_the_start();
         }
-        let part = Part { window, functions: None };
+        let part = Part { windows: vec![window], ..Part::default() };
         match call_stacks::fold_part(self.loaded, self.images, self.pool, &|_| {}, &part, &mut replay) {
             Err(Stop::Sink(error)) => return Err(error),
             Ok(_) | Err(Stop::Found | Stop::Behind) => {}

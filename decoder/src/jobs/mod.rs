@@ -4,6 +4,8 @@ pub mod between;
 pub mod branches;
 pub mod call_tree;
 pub mod calls;
+pub mod clip;
 pub mod instructions;
 pub mod invocations;
 pub mod replay;
+pub mod subtrees;

@@ -24,6 +24,7 @@
 //! A CPU's units are of several threads: `shared.rs` hands each thread its own steps, in order of time.
 
 mod aside;
+mod outer;
 mod shared;
 
 use crate::config::TscConversion;
@@ -38,6 +39,8 @@ use crate::sink::{Branch, Event, Leave, Mark, Off, Run, Sink, Site};
 use crate::units::{ImageId, Ns};
 use crate::walk::UnitResult;
 use aside::Aside;
+use outer::Outer;
+pub use outer::OuterFrames;
 use shared::Shared;
 use std::sync::Arc;
 
@@ -323,6 +326,9 @@ struct Stack {
     /// The core:bus ratio that was told last.
     ratio: Option<u8>,
     aside: Aside,
+    outer: Outer,
+    /// Of several stretches of a CPU's trace, the one that the frames are of.
+    complete: Option<usize>,
     /// Where the handler that ended last had interrupted the thread.
     interrupted: Option<CodeAddr>,
 }
@@ -340,6 +346,20 @@ impl<F: FrameSink> CallStacks<F> {
     /// instructions.
     pub fn new(stacks: usize, time: Option<TscConversion>, sink: F) -> Self {
         Self { sink, time, stacks: vec![Stack::default(); stacks], shared: Shared::default() }
+    }
+
+    /// Knows what was open before what comes now.
+    pub fn with_outer(mut self, outer: OuterFrames) -> Self {
+        for (stack, known) in self.stacks.iter_mut().zip(outer.0) {
+            stack.outer = Outer::known(known);
+        }
+        self
+    }
+
+    /// Gives up, and says what must have been open before it began: every function that was returned to though nothing
+    /// known had called from there.
+    pub fn into_outer(self) -> OuterFrames {
+        OuterFrames(self.stacks.into_iter().map(|stack| stack.outer.into_frames()).collect())
     }
 
     /// Takes the next unit of its stream.
@@ -469,6 +489,9 @@ impl<F: FrameSink> Fold<'_, F> {
 
     /// The same, where it is not known that they were left.
     fn cut_all(&mut self, why: Cut) -> Result<(), F::Error> {
+        if !self.stack.frames.is_empty() {
+            self.stack.outer.end();
+        }
         while let Some(frame) = self.stack.frames.pop() {
             if frame.shown {
                 self.sink.cut(self.stream, self.stack.now, why)?;
@@ -598,13 +621,26 @@ impl<F: FrameSink> Fold<'_, F> {
                 Ok(())
             }
             Some(_) => self.unwind_to(name(at), self.stack.frames.len()).map(drop),
-            None => self.open(at, None, !at.function.entry),
+            None => self.settle(at),
         }
     }
 
     /// Makes sure that some frame is open.
     fn settle(&mut self, at: Site) -> Result<(), F::Error> {
-        if self.stack.frames.is_empty() { self.open(at, None, !at.function.entry) } else { Ok(()) }
+        if !self.stack.frames.is_empty() {
+            return Ok(());
+        }
+        for (frame, inferred) in self.stack.outer.take() {
+            self.push(frame, inferred)?;
+        }
+        if self.stack.frames.is_empty() {
+            let inferred = !at.function.entry;
+            self.open(at, None, inferred)?;
+            if let Some(frame) = self.stack.frames.last() {
+                self.stack.outer.learn(*frame, inferred, at.addr);
+            }
+        }
+        Ok(())
     }
 }
 

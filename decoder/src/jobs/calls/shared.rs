@@ -5,6 +5,7 @@
 use super::{CallStacks, CallSteps, Cut, Fold, FrameSink, Step};
 use crate::owners::ThreadId;
 use crate::plan::Unit;
+use crate::run::Reach;
 use crate::sink::Mark;
 use crate::units::{Ns, Tsc};
 use crate::walk::UnitResult;
@@ -76,6 +77,8 @@ struct TimedStep {
 /// What waits, and where each CPU stands.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Shared {
+    /// What is in none of these stretches is not there for every CPU. Empty: all is.
+    complete: Vec<(Ns, Ns)>,
     /// By time, stream and order in the stream.
     waiting: BTreeMap<(Ns, usize, u64), Stretch>,
     sequence: u64,
@@ -93,24 +96,39 @@ struct Stream {
     ratio: Option<u8>,
 }
 
+impl Shared {
+    /// The stretch in which all is there, by its index.
+    fn complete_at(&self, at: Ns) -> Option<usize> {
+        let index = self.complete.partition_point(|(_, to)| *to < at);
+        self.complete.get(index).filter(|(from, _)| *from <= at).map(|_| index)
+    }
+}
+
 impl<F: FrameSink> CallStacks<F> {
-    /// Takes the next unit of a CPU's stream. `stack` gives the stack of a thread, `None` for one that is not wanted. No
-    /// unit that comes later holds anything from before `horizon`.
+    /// Takes the next unit of a CPU's stream. `stack` gives the stack of a thread, `None` for one that is not wanted.
     pub fn take_shared(
         &mut self,
         unit: &Unit,
         steps: &CallSteps,
         result: &UnitResult,
         stack: impl Fn(Option<ThreadId>) -> Option<usize>,
-        horizon: Option<Tsc>,
+        reach: Reach<'_>,
     ) -> Result<(), F::Error> {
         let time = self.time;
+        let to_ns = |tsc: Tsc| time.map_or(Ns(tsc.0), |time| time.to_ns(tsc));
+        if self.shared.complete.len() != reach.complete.len() {
+            let stretch = |(from, to): &(Tsc, Tsc)| {
+                // An end that is none: times beyond what the counter's conversion can tell would be early ones.
+                (to_ns(*from), if to.0 == u64::MAX { Ns(u64::MAX) } else { to_ns(*to) })
+            };
+            self.shared.complete = reach.complete.iter().map(stretch).collect();
+        }
         let stream = self.shared.streams.entry(unit.stream).or_default();
         let mut times = result.timeline.reader();
         let mut now = stream.now;
         let mut ns = |mark: Mark| {
             let at = match times.at(mark.ordinal) {
-                Some(moment) => time.map_or(Ns(moment.tsc.0), |time| time.to_ns(moment.tsc)),
+                Some(moment) => to_ns(moment.tsc),
                 None => Ns(stream.instructions + mark.instructions()),
             };
             now = now.max(at);
@@ -176,8 +194,7 @@ impl<F: FrameSink> CallStacks<F> {
             self.shared.sequence += 1;
             self.shared.waiting.insert((start, unit.stream, self.shared.sequence), stretch);
         }
-        let horizon = horizon.map(|tsc| time.map_or(Ns(tsc.0), |time| time.to_ns(tsc)));
-        match horizon {
+        match reach.horizon.map(to_ns) {
             Some(horizon) => self.hand_out(Some(horizon)),
             None => Ok(()),
         }
@@ -206,6 +223,13 @@ impl<F: FrameSink> CallStacks<F> {
             }
             fold.sink.unit(index, &unit);
             for TimedStep { at, step, gap_from, executed, cycles } in steps {
+                if !self.shared.complete.is_empty() {
+                    let Some(stretch) = self.shared.complete_at(at) else { continue };
+                    // What happened in between, nobody knows.
+                    if fold.stack.complete.replace(stretch).is_some_and(|before| before != stretch) {
+                        fold.cut_all(Cut::Gap)?;
+                    }
+                }
                 fold.sink.executed(index, base + executed);
                 if let Some(cycles) = cycles {
                     fold.sink.cycles(index, cycles_before.saturating_add(cycles));
