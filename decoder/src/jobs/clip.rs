@@ -28,6 +28,8 @@ struct Stack {
     next: usize,
     /// The open frames were handed on.
     inside: bool,
+    /// The core's clock rate that was told last.
+    ratio: Option<u8>,
 }
 
 impl<S: FrameSink> Clip<S> {
@@ -46,11 +48,14 @@ impl<S: FrameSink> Clip<S> {
         if stack >= self.stacks.len() {
             self.stacks.resize_with(stack + 1, Stack::default);
         }
-        let Stack { open, next, inside } = &mut self.stacks[stack];
+        let Stack { open, next, inside, ratio } = &mut self.stacks[stack];
         while let Some(&(from, to)) = self.stretches.get(*next) {
             if !*inside {
                 if at < from {
                     return Ok(false);
+                }
+                if let Some(ratio) = *ratio {
+                    self.sink.ratio(stack, from, ratio)?;
                 }
                 for name in open.iter() {
                     self.sink.open(stack, from, *name, true)?;
@@ -72,6 +77,7 @@ impl<S: FrameSink> Clip<S> {
 
 impl<S: FrameSink> FrameSink for Clip<S> {
     type Error = S::Error;
+    const CYCLES: bool = S::CYCLES;
 
     fn open(&mut self, stack: usize, at: Ns, name: FrameName, inferred: bool) -> Result<(), S::Error> {
         let inside = self.advance(stack, at)?;
@@ -93,6 +99,16 @@ impl<S: FrameSink> FrameSink for Clip<S> {
 
     fn executed(&mut self, stack: usize, instructions: u64) {
         self.sink.executed(stack, instructions);
+    }
+
+    fn cycles(&mut self, stack: usize, cycles: u64) {
+        self.sink.cycles(stack, cycles);
+    }
+
+    fn ratio(&mut self, stack: usize, at: Ns, ratio: u8) -> Result<(), S::Error> {
+        let inside = self.advance(stack, at)?;
+        self.stacks[stack].ratio = Some(ratio);
+        if inside { self.sink.ratio(stack, at, ratio) } else { Ok(()) }
     }
 
     fn unit(&mut self, stack: usize, unit: &Unit) {

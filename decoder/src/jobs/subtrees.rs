@@ -56,6 +56,7 @@ impl<S: FrameSink> Subtrees<S> {
 
 impl<S: FrameSink> FrameSink for Subtrees<S> {
     type Error = S::Error;
+    const CYCLES: bool = S::CYCLES;
 
     fn open(&mut self, stack: usize, at: Ns, name: FrameName, inferred: bool) -> Result<(), S::Error> {
         let wanted = match name {
@@ -81,6 +82,14 @@ impl<S: FrameSink> FrameSink for Subtrees<S> {
 
     fn executed(&mut self, stack: usize, instructions: u64) {
         self.sink.executed(stack, instructions);
+    }
+
+    fn cycles(&mut self, stack: usize, cycles: u64) {
+        self.sink.cycles(stack, cycles);
+    }
+
+    fn ratio(&mut self, stack: usize, at: Ns, ratio: u8) -> Result<(), S::Error> {
+        self.sink.ratio(stack, at, ratio)
     }
 
     fn unit(&mut self, stack: usize, unit: &Unit) {
