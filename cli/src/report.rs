@@ -4,7 +4,9 @@ use crate::unknown_code::{Cost, UnknownCode, UnknownCosts};
 use anyhow::Context as _;
 use ptflow_decoder::ledger::Ledger;
 use ptflow_exporters::budget::Folding;
+use ptflow_exporters::output::Output;
 use serde::Serialize;
+use std::io::Write as _;
 use std::path::Path;
 use std::time::Instant;
 
@@ -142,7 +144,12 @@ impl Outcome<'_> {
         };
         let mut text = serde_json::to_string_pretty(&report)?;
         text.push('\n');
-        std::fs::write(path, text).with_context(|| format!("cannot write the report {}", path.display()))
+        let write = || {
+            let mut output = Output::create(path)?;
+            output.write_all(text.as_bytes())?;
+            output.commit()
+        };
+        write().with_context(|| format!("cannot write the report {}", path.display()))
     }
 
     fn skipped(&self) -> u64 {
