@@ -39,9 +39,16 @@ enum Verb {
     Log(LogArgs),
     /// How far our times and perf's are from the truth, for recordings made with --log
     Accuracy(AccuracyArgs),
-    /// Time ptflow against Intel's libipt on a capture, after comparing their answers
+    /// Time ptflow against its peers on a capture, after comparing their answers
     #[cfg(feature = "oracle")]
     Bench(bench::BenchArgs),
+    /// How the cost of an edge profile grows with the capture
+    #[cfg(feature = "oracle")]
+    Grow(bench::GrowArgs),
+    /// One contender's turn in a bench
+    #[cfg(feature = "oracle")]
+    #[command(hide = true)]
+    BenchStep(bench::StepArgs),
 }
 
 #[derive(ClapArgs, Debug)]
@@ -109,6 +116,10 @@ fn run(args: Args) -> anyhow::Result<ExitStatus> {
         Verb::Log(args) => print_log(&args.file).map(|()| ExitStatus::default()),
         #[cfg(feature = "oracle")]
         Verb::Bench(args) => bench::run(&args).map(|()| ExitStatus::default()),
+        #[cfg(feature = "oracle")]
+        Verb::Grow(args) => bench::grow(&args).map(|()| ExitStatus::default()),
+        #[cfg(feature = "oracle")]
+        Verb::BenchStep(args) => bench::step(&args).map(|()| ExitStatus::default()),
     }
 }
 

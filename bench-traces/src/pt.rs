@@ -156,9 +156,11 @@ impl PtEncoder {
             self.outcomes = 0;
             self.count = 0;
         }
-        for target in std::mem::take(&mut self.deferred) {
-            let payload = self.ip(target);
-            self.put(Packet::Tip(payload));
+        if !self.deferred.is_empty() {
+            for target in std::mem::take(&mut self.deferred) {
+                let payload = self.ip(target);
+                self.put(Packet::Tip(payload));
+            }
         }
     }
 

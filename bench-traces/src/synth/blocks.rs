@@ -1,6 +1,5 @@
 //! From machine code to blocks: straight code up to the first branch.
 
-use super::elf::ElfCode;
 use ptflow_decoder::insn::{Class, InsnStream};
 use ptflow_decoder::packet::ExecMode;
 use rayon::prelude::*;
@@ -46,17 +45,27 @@ pub struct Block {
     pub is_case: bool,
 }
 
+/// A function's code.
+#[derive(Clone, Debug)]
+pub struct Function<'c> {
+    /// Where it lies.
+    pub range: Range<u64>,
+    /// Its bytes.
+    pub bytes: &'c [u8],
+}
+
 /// Finds all blocks of some functions: those that direct branches lead to, and those behind a branch that never falls
-/// through, which are where `switch` statements lead. Sorted by address.
-pub fn find(codes: &[ElfCode], functions: &[(usize, Range<u64>)]) -> Vec<Block> {
+/// through, which are where `switch` statements lead. Sorted by address, as
+/// the functions are.
+pub fn find(functions: &[Function<'_>]) -> Vec<Block> {
     // First where blocks begin: a branch may lead into any function.
-    let found: Vec<Leaders> =
-        functions.par_iter().map(|(code, range)| leaders(&codes[*code], range)).collect();
+    let found: Vec<Leaders> = functions.par_iter().map(leaders).collect();
     let mut direct: Vec<u64> = found.iter().flat_map(|leaders| leaders.direct.iter().copied()).collect();
     direct.par_sort_unstable();
     direct.dedup();
     let blocks: Vec<Vec<Block>> = (functions.par_iter().zip(&found).enumerate())
-        .map(|(index, ((code, range), leaders))| {
+        .map(|(index, (function, leaders))| {
+            let range = &function.range;
             let own = direct.partition_point(|addr| *addr < range.start)
                 ..direct.partition_point(|addr| *addr < range.end);
             let direct = &direct[own];
@@ -64,8 +73,7 @@ pub fn find(codes: &[ElfCode], functions: &[(usize, Range<u64>)]) -> Vec<Block> 
             let cases = leaders.behind.iter().filter(|addr| direct.binary_search(addr).is_err());
             starts.extend(cases.map(|addr| (*addr, true)));
             starts.sort_unstable();
-            let code = &codes[*code];
-            starts.iter().map(|(start, is_case)| block(code, range, *start, index as u32, *is_case)).collect()
+            starts.iter().map(|(start, is_case)| block(function, *start, index as u32, *is_case)).collect()
         })
         .collect();
     blocks.concat()
@@ -79,13 +87,13 @@ struct Leaders {
     behind: Vec<u64>,
 }
 
-fn leaders(code: &ElfCode, function: &Range<u64>) -> Leaders {
-    let mut leaders = Leaders { direct: vec![function.start], behind: Vec::new() };
+fn leaders(function: &Function<'_>) -> Leaders {
+    let Function { range, bytes } = function;
+    let mut leaders = Leaders { direct: vec![range.start], behind: Vec::new() };
     let mut is_behind = false;
-    let bytes = code.bytes(function.clone());
-    for insn in InsnStream::new(bytes, function.start, ExecMode::Bits64) {
+    for insn in InsnStream::new(bytes, range.start, ExecMode::Bits64) {
         // Padding is no place to begin.
-        let at = (insn.addr - function.start) as usize;
+        let at = (insn.addr - range.start) as usize;
         if is_behind && !is_padding(&bytes[at..at + usize::from(insn.len)]) {
             leaders.behind.push(insn.addr);
             is_behind = false;
@@ -110,7 +118,7 @@ fn is_padding(insn: &[u8]) -> bool {
     matches!(insn[skip..], [0x90] | [0x0f, 0x1f, ..])
 }
 
-fn block(code: &ElfCode, function: &Range<u64>, start: u64, index: u32, is_case: bool) -> Block {
+fn block(function: &Function<'_>, start: u64, index: u32, is_case: bool) -> Block {
     let dead = Block {
         start,
         last: start,
@@ -121,7 +129,8 @@ fn block(code: &ElfCode, function: &Range<u64>, start: u64, index: u32, is_case:
         function: index,
         is_case,
     };
-    let stream = InsnStream::new(code.bytes(start..function.end), start, ExecMode::Bits64);
+    let bytes = function.bytes.get((start - function.range.start) as usize..).unwrap_or(&[]);
+    let stream = InsnStream::new(bytes, start, ExecMode::Bits64);
     for (insns, insn) in (1..).zip(stream) {
         let (end, target) = match insn.class {
             Class::Plain => continue,

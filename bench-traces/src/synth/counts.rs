@@ -9,11 +9,19 @@ use std::collections::BTreeMap;
 /// Indirect transfers counted before they go to the table: most repeat.
 const RECENT: usize = 1 << 14;
 
+/// What is kept of a node, in one cache line.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AtNode {
+    /// How often its direct branch fell through, and how often it was taken.
+    pub direct: [u64; 2],
+    /// Executions of the current thread since the branch's pattern began.
+    pub turn: u32,
+}
+
 /// A worker's counts.
 #[derive(Debug)]
 pub struct Counts {
-    /// For each node: how often its branch fell through, and how often it was taken.
-    direct: Vec<[u64; 2]>,
+    nodes: Vec<AtNode>,
     /// Indirect transfers, by node and target node, and how often each.
     recent: Vec<(u64, u64)>,
     indirect: FxHashMap<u64, u64>,
@@ -30,7 +38,7 @@ impl Counts {
     /// Nothing yet.
     pub fn new(program: &Program) -> Self {
         Self {
-            direct: vec![[0; 2]; program.nodes.len()],
+            nodes: vec![AtNode::default(); program.nodes.len()],
             recent: vec![(0, 0); RECENT],
             indirect: FxHashMap::default(),
             resumes: BTreeMap::new(),
@@ -38,10 +46,15 @@ impl Counts {
         }
     }
 
-    /// A direct branch.
+    /// Another thread begins: its patterns do.
+    pub fn begin_thread(&mut self) {
+        self.nodes.iter_mut().for_each(|node| node.turn = 0);
+    }
+
+    /// A node's own.
     #[inline]
-    pub fn direct(&mut self, node: u32, taken: bool) {
-        self.direct[node as usize][usize::from(taken)] += 1;
+    pub fn at(&mut self, node: u32) -> &mut AtNode {
+        &mut self.nodes[node as usize]
     }
 
     /// An indirect branch or a return.
@@ -71,7 +84,7 @@ impl Counts {
 
     /// Adds them to the truth.
     pub fn add_to(&self, rows: &mut Rows, blocks: &[Block]) {
-        for (block, [fell, taken]) in blocks.iter().zip(&self.direct) {
+        for (block, AtNode { direct: [fell, taken], .. }) in blocks.iter().zip(&self.nodes) {
             let (from, to) = (Some(block.last), Some(block.target));
             match block.end {
                 _ if fell + taken == 0 => {}
@@ -102,8 +115,8 @@ impl Counts {
 
     /// Marks the nodes that were walked.
     pub fn mark_walked(&self, walked: &mut [bool]) {
-        for (walked, counts) in walked.iter_mut().zip(&self.direct) {
-            *walked |= counts != &[0; 2];
+        for (walked, node) in walked.iter_mut().zip(&self.nodes) {
+            *walked |= node.direct != [0; 2];
         }
         for (key, count) in self.recent.iter().map(|(key, count)| (key, count)).chain(&self.indirect) {
             if *count > 0 {

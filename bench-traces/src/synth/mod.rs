@@ -8,6 +8,7 @@
 pub mod blocks;
 pub mod counts;
 pub mod elf;
+pub mod made_up;
 pub mod program;
 mod rng;
 pub mod walker;
@@ -16,6 +17,7 @@ use crate::log::{self, LogWriter};
 use crate::options::{PtOptions, machine};
 use crate::truth::{Rows, Totals, write_totals};
 use anyhow::{Context as _, bail};
+use blocks::Function;
 use clap::Args;
 use counts::Counts;
 use elf::ElfCode;
@@ -162,8 +164,8 @@ pub fn synthesize(args: &SynthArgs) -> anyhow::Result<Made> {
 /// The program that is walked.
 fn program(args: &SynthArgs, codes: &[ElfCode]) -> anyhow::Result<Program> {
     let functions = choose(codes, args.code, &mut Rng::new(args.seed, u64::MAX - 1));
-    let blocks = blocks::find(codes, &functions);
-    let functions: Vec<Range<u64>> = functions.into_iter().map(|(_, function)| function).collect();
+    let blocks = blocks::find(&functions);
+    let functions: Vec<Range<u64>> = functions.into_iter().map(|function| function.range).collect();
     let stubs: Vec<Range<u64>> = codes.iter().flat_map(|code| code.stubs.iter().cloned()).collect();
     let SynthArgs { seed, trips, random, targets, .. } = *args;
     Program::new(blocks, &functions, &stubs, Behaviour { seed, trips, random, targets })
@@ -171,7 +173,7 @@ fn program(args: &SynthArgs, codes: &[ElfCode]) -> anyhow::Result<Program> {
 }
 
 /// Neighbouring functions of so many bytes together, of each file its share; and all stubs. Sorted by address.
-fn choose(codes: &[ElfCode], bytes: u64, rng: &mut Rng) -> Vec<(usize, Range<u64>)> {
+fn choose<'c>(codes: &'c [ElfCode], bytes: u64, rng: &mut Rng) -> Vec<Function<'c>> {
     let mut order: Vec<usize> = (0..codes.len()).collect();
     order.sort_unstable_by_key(|index| codes[*index].mapped.start);
     let mut chosen = Vec::new();
@@ -189,7 +191,9 @@ fn choose(codes: &[ElfCode], bytes: u64, rng: &mut Rng) -> Vec<(usize, Range<u64
             }
         }
         own.sort_unstable_by_key(|function| function.start);
-        chosen.extend(own.into_iter().map(|function| (index, function)));
+        chosen.extend(
+            own.into_iter().map(|range| Function { bytes: codes[index].bytes(range.clone()), range }),
+        );
     }
     chosen
 }

@@ -31,8 +31,6 @@ pub struct Walker<'p> {
     stack: Vec<u32>,
     /// Deepest stack.
     depth: usize,
-    /// For each node, executions since its pattern began.
-    turns: Vec<u32>,
     /// The walk goes home until the stack is not deeper than this.
     home: Option<usize>,
     batches_in_function: u32,
@@ -58,7 +56,6 @@ impl<'p> Walker<'p> {
             at: 0,
             stack: Vec::new(),
             depth: depth.max(1),
-            turns: vec![0; program.nodes.len()],
             home: None,
             batches_in_function: 0,
             batches_in_errand: 0,
@@ -69,6 +66,7 @@ impl<'p> Walker<'p> {
 
     /// Tracing begins.
     pub fn start(&mut self, counts: &mut Counts) -> io::Result<()> {
+        counts.begin_thread();
         self.at = self.errand();
         let at = self.node(self.at).start;
         self.pt.enable(at);
@@ -79,8 +77,10 @@ impl<'p> Walker<'p> {
     /// Walks until so many bytes of trace are pending.
     pub fn walk(&mut self, counts: &mut Counts, bytes: usize) -> io::Result<()> {
         while self.pt.pending() < bytes {
-            for _ in 0..BATCH {
-                self.step(counts)?;
+            if self.log.is_some() {
+                (0..BATCH).try_for_each(|_| self.step::<true>(counts))?;
+            } else {
+                (0..BATCH).try_for_each(|_| self.step::<false>(counts))?;
             }
             self.batches_in_function += 1;
             self.batches_in_errand += 1;
@@ -118,7 +118,7 @@ impl<'p> Walker<'p> {
 
     /// One block and its branch.
     #[inline]
-    fn step(&mut self, counts: &mut Counts) -> io::Result<()> {
+    fn step<const LOG: bool>(&mut self, counts: &mut Counts) -> io::Result<()> {
         let at = self.at;
         let node = self.node(at);
         self.pt.psb_if_due(node.start);
@@ -127,36 +127,37 @@ impl<'p> Walker<'p> {
         self.instructions += u64::from(node.insns);
         match node.end {
             End::Jcc => {
-                let taken = self.decide(at, node);
-                counts.direct(at, taken);
+                let counter = counts.at(at);
+                let taken = self.decide(node, &mut counter.turn);
+                counter.direct[usize::from(taken)] += 1;
                 self.pt.jcc(taken);
                 self.at = if taken { node.taken } else { node.fall };
-                if self.log.is_some() {
+                if LOG {
                     self.note_direct(at, taken)?;
                 }
             }
             End::Jmp => {
-                counts.direct(at, true);
+                counts.at(at).direct[1] += 1;
                 self.at = node.taken;
-                if self.log.is_some() {
+                if LOG {
                     self.note_direct(at, true)?;
                 }
             }
             End::Call => {
-                counts.direct(at, true);
+                counts.at(at).direct[1] += 1;
                 self.at = node.taken;
                 // A call of the next instruction only asks where it is.
                 if node.taken != node.fall {
                     self.call(node.fall);
                 }
-                if self.log.is_some() {
+                if LOG {
                     self.note_direct(at, true)?;
                 }
             }
             End::JmpInd | End::CallInd | End::Ret => {
                 self.at = match node.end {
                     End::Ret => self.ret(),
-                    _ => self.pick(at, node),
+                    _ => self.pick(node, &mut counts.at(at).turn),
                 };
                 counts.indirect(at, self.at);
                 let target = self.node(self.at).start;
@@ -168,7 +169,7 @@ impl<'p> Walker<'p> {
                         self.call(node.fall);
                     }
                 }
-                if self.log.is_some() {
+                if LOG {
                     let kind = match node.end {
                         End::Ret => EdgeKind::Ret,
                         End::JmpInd => EdgeKind::JmpInd,
@@ -187,31 +188,25 @@ impl<'p> Walker<'p> {
     }
 
     #[inline]
-    fn decide(&mut self, at: u32, node: &Node) -> bool {
+    fn decide(&mut self, node: &Node, turn: &mut u32) -> bool {
         if self.home.is_some() {
             return node.home;
         }
         if node.period == 0 {
             return self.rng.chance(node.chance);
         }
-        node.usual ^ self.turn(at, node.period)
-    }
-
-    /// True once in so many executions.
-    #[inline]
-    fn turn(&mut self, at: u32, period: u32) -> bool {
-        let turn = &mut self.turns[at as usize];
+        // The unusual once in so many executions.
         *turn += 1;
-        let over = *turn >= period;
+        let over = *turn >= node.period;
         if over {
             *turn = 0;
         }
-        over
+        node.usual ^ over
     }
 
     /// The target of an indirect branch: the first has half of the executions, and so on, in a pattern or by chance.
     #[inline]
-    fn pick(&mut self, at: u32, node: &Node) -> u32 {
+    fn pick(&mut self, node: &Node, turn: &mut u32) -> u32 {
         let target = |index: u32| self.program.targets[(node.taken + index) as usize];
         if self.home.is_some() {
             return target(0);
@@ -219,7 +214,6 @@ impl<'p> Walker<'p> {
         let ordinal = if node.period == 0 {
             self.rng.next() >> 32
         } else {
-            let turn = &mut self.turns[at as usize];
             *turn = turn.wrapping_add(1);
             u64::from(*turn)
         };
