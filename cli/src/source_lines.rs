@@ -1,7 +1,9 @@
-//! The lines of a binary's source, as the exporters ask for them.
+//! The lines and the probes of a binary's source, as the exporters ask for them.
 
+use ptflow_exporters::probe_profile::{self, ProbeFrame, ProbeSource};
 use ptflow_exporters::sample_profile::{Frame, SourceLines};
 use ptflow_perf_import::dwarf::{DebugSections, SourceFrame, SourceMap};
+use ptflow_perf_import::pseudo_probes::{ProbeKind, PseudoProbes};
 use std::cell::RefCell;
 
 /// A binary's DWARF.
@@ -37,5 +39,28 @@ impl<'d> SourceLines<'d> for DwarfLines<'d> {
 
     fn ranges_around(&self, addr: u64) -> Vec<(u64, u64)> {
         self.map.function_at(addr).map(|function| function.parts.clone()).unwrap_or_default()
+    }
+}
+
+/// A binary's pseudo-probes.
+pub struct Probes<'p, 'd>(pub &'p PseudoProbes<'d>);
+
+impl<'d> ProbeSource<'d> for Probes<'_, 'd> {
+    fn probes_at(&self, addr: u64, each: &mut dyn FnMut(probe_profile::Probe<'_, 'd>)) {
+        let (mut found, mut frames) = (Vec::new(), Vec::new());
+        for probe in self.0.at(addr) {
+            self.0.frames(probe, &mut found);
+            frames.clear();
+            frames.extend(found.iter().map(|frame| ProbeFrame {
+                function: frame.function,
+                checksum: frame.checksum,
+                probe: frame.probe,
+            }));
+            each(probe_profile::Probe {
+                frames: &frames,
+                discriminator: probe.discriminator,
+                is_call: probe.kind == ProbeKind::Call,
+            });
+        }
     }
 }

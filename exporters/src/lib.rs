@@ -21,6 +21,7 @@ pub mod llvm_text;
 pub mod output;
 pub mod perfetto;
 pub mod pprof;
+pub mod probe_profile;
 pub mod ranges;
 pub mod sample_profile;
 pub mod table;

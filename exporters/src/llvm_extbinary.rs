@@ -22,6 +22,7 @@ mod section {
     pub const SUMMARY: u64 = 1;
     pub const NAMES: u64 = 2;
     pub const FUNCTION_OFFSETS: u64 = 4;
+    pub const CHECKSUMS: u64 = 5;
     pub const PROFILES: u64 = 32;
 }
 
@@ -40,12 +41,20 @@ pub fn write(out: &mut impl Write, profile: &SampleProfile<'_>) -> io::Result<()
         uleb(&mut profiles, samples.head);
         push_samples(&mut profiles, name, samples, &names);
     }
-    let sections = [
+    let mut sections = vec![
         (section::SUMMARY, 0, Summary::of(profile).bytes()),
         (section::NAMES, names.flags(), names.bytes()),
         (section::FUNCTION_OFFSETS, 0, offsets),
         (section::PROFILES, 0, profiles),
     ];
+    if profile.is_of_probes() {
+        const OF_PROBES: u64 = 1 << 32;
+        let mut checksums = Vec::new();
+        for (name, samples) in in_order(profile) {
+            push_checksums(&mut checksums, name, samples, &names);
+        }
+        sections.push((section::CHECKSUMS, OF_PROBES, checksums));
+    }
     let mut head = Vec::new();
     uleb(&mut head, MAGIC);
     uleb(&mut head, VERSION);
@@ -61,11 +70,25 @@ pub fn write(out: &mut impl Write, profile: &SampleProfile<'_>) -> io::Result<()
     sections.iter().try_for_each(|(.., bytes)| out.write_all(bytes))
 }
 
+/// A function's checksum, and those of all that was inlined in it.
+fn push_checksums(out: &mut Vec<u8>, name: &str, samples: &FunctionSamples<'_>, names: &Names<'_>) {
+    uleb(out, names.index(name));
+    uleb(out, samples.checksum.unwrap_or(0));
+    uleb(out, samples.inlined.values().map(|inlined| inlined.len() as u64).sum());
+    for (place, inlined) in &samples.inlined {
+        for (name, samples) in inlined {
+            push_place(out, place);
+            push_checksums(out, name, samples, names);
+        }
+    }
+}
+
+fn push_place(out: &mut Vec<u8>, place: &Place) {
+    uleb(out, place.line.into());
+    uleb(out, place.discriminator.into());
+}
+
 fn push_samples(out: &mut Vec<u8>, name: &str, samples: &FunctionSamples<'_>, names: &Names<'_>) {
-    let push_place = |out: &mut Vec<u8>, place: &Place| {
-        uleb(out, place.line.into());
-        uleb(out, place.discriminator.into());
-    };
     uleb(out, names.index(name));
     uleb(out, samples.total);
     uleb(out, samples.body.len() as u64);

@@ -5,7 +5,10 @@
 //!  LINE[.DISCRIMINATOR]: COUNT [CALLED:COUNT]...
 //!  LINE[.DISCRIMINATOR]: INLINED:TOTAL
 //!   LINE: COUNT
+//!  !CFGChecksum: CHECKSUM
 //! ```
+//!
+//! In a profile by probe, which has the checksums, a line is the number of a probe.
 
 use crate::sample_profile::{FunctionSamples, Place, SampleProfile};
 use std::cmp::Reverse;
@@ -45,6 +48,9 @@ fn write_samples(out: &mut impl Write, samples: &FunctionSamples<'_>, depth: usi
             writeln!(out, "{name}:{}", samples.total)?;
             write_samples(out, samples, depth + 1)?;
         }
+    }
+    if let Some(checksum) = samples.checksum {
+        writeln!(out, "{:depth$}!CFGChecksum: {checksum}", "")?;
     }
     Ok(())
 }

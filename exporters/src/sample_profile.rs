@@ -35,7 +35,7 @@ pub trait SourceLines<'n> {
     fn ranges_around(&self, addr: u64) -> Vec<(u64, u64)>;
 }
 
-/// A line of a function, and which of its blocks.
+/// A line of a function, and which of its blocks; in a profile by probe, the number of the probe.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Place {
     /// Lines since the function's declaration.
@@ -60,6 +60,8 @@ pub struct FunctionSamples<'n> {
     pub total: u64,
     /// How often it was called.
     pub head: u64,
+    /// The checksum of its flow graph, in a profile by probe.
+    pub checksum: Option<u64>,
     /// Its own lines.
     pub body: BTreeMap<Place, Body<'n>>,
     /// What was inlined where.
@@ -114,6 +116,11 @@ impl<'n> SampleProfile<'n> {
         self.functions.is_empty()
     }
 
+    /// True where counts are of probes, not of lines.
+    pub fn is_of_probes(&self) -> bool {
+        self.functions.values().any(|function| function.checksum.is_some())
+    }
+
     /// The function that a stack of frames ends in; each of the stack gets so much more in total.
     fn leaf(&mut self, frames: &[Frame<'n>], total: u64) -> Option<&mut FunctionSamples<'n>> {
         let mut function = self.functions.entry(canonical(frames.first()?.function)).or_default();
@@ -136,7 +143,7 @@ impl FunctionSamples<'_> {
     }
 }
 
-fn add(sum: &mut u64, count: u64) {
+pub(crate) fn add(sum: &mut u64, count: u64) {
     *sum = sum.saturating_add(count);
 }
 
@@ -146,7 +153,7 @@ fn place(frame: &Frame<'_>) -> Place {
 
 /// The name that the compiler looks a profile up by: without what later passes append to the name of a copy
 /// (LLVM's `FunctionSamples::getCanonicalFnName`, "selected").
-fn canonical(name: &str) -> &str {
+pub(crate) fn canonical(name: &str) -> &str {
     [".llvm.", ".part."].into_iter().fold(name, |name, suffix| match name.rfind(suffix) {
         Some(at) if name.rfind('.') == Some(at + suffix.len() - 1) => &name[..at],
         _ => name,
@@ -174,13 +181,13 @@ fn copies(discriminator: u32) -> u32 {
     first_component(discriminator >> width).max(1)
 }
 
-const MODE: ExecMode = ExecMode::Bits64;
+pub(crate) const MODE: ExecMode = ExecMode::Bits64;
 
 /// Code that ran so often, all of it.
-struct Stretch {
-    start: u64,
-    end: u64,
-    count: u64,
+pub(crate) struct Stretch {
+    pub start: u64,
+    pub end: u64,
+    pub count: u64,
 }
 
 /// What begins and ends at an address.
@@ -195,7 +202,11 @@ struct Change {
 }
 
 /// The ranges, cut into disjoint stretches, with the rest of each function that ran as stretches of 0.
-fn stretches<'n>(flow: &Flow, code: &CodeImage<'_>, source: &impl SourceLines<'n>) -> Vec<Stretch> {
+pub(crate) fn stretches<'n>(
+    flow: &Flow,
+    code: &CodeImage<'_>,
+    source: &impl SourceLines<'n>,
+) -> Vec<Stretch> {
     let mut changes: BTreeMap<u64, Change> = BTreeMap::new();
     let mut cover = |start: u64, end: u64, count: u64| {
         let change = changes.entry(start).or_default();

@@ -19,6 +19,7 @@ mod header;
 pub mod images;
 pub mod lines;
 pub mod process;
+pub mod pseudo_probes;
 pub mod record;
 pub mod schedule;
 mod settings;

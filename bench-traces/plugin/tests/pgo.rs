@@ -5,18 +5,20 @@ mod kit;
 use kit::{Recording, counts, record};
 use ptflow_bench_traces::log::{Entry, LogReader};
 use ptflow_bench_traces::options::PtOptions;
-use ptflow_decoder::image::CodeImage;
+use ptflow_decoder::image::{AddressSpace, CodeImage, Images};
 use ptflow_decoder::insn::InsnStream;
 use ptflow_decoder::packet::ExecMode;
 use ptflow_decoder::profile::EdgeKind;
 use ptflow_decoder::units::{ImageId, Ip, Svma};
 use ptflow_exporters::check::check;
 use ptflow_exporters::flow::Flow;
+use ptflow_exporters::probe_profile::{Probe, ProbeFrame, ProbeSource};
 use ptflow_exporters::ranges::{Entered, Ranges, StraightRange, derive};
 use ptflow_exporters::sample_profile::{Frame, SampleProfile, SourceLines};
 use ptflow_exporters::{bolt, counted_lines, llvm_extbinary, llvm_text};
 use ptflow_perf_import::dwarf::{DebugSections, SourceMap};
 use ptflow_perf_import::images::BinaryFile;
+use ptflow_perf_import::pseudo_probes::{ProbeKind, ProbeSections, PseudoProbes};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -37,23 +39,7 @@ fn ranges_are_those_of_the_ordered_truth() {
         recording.rows(|store, spaces, rows| {
             let (_, space) = spaces.versions().last().expect("an address space");
             let images = store.images();
-            let place = |addr: u64| {
-                let mapping = space.find(Ip(addr)).expect("mapped");
-                (mapping.image, mapping.to_svma(Ip(addr)).0)
-            };
-            let mut truth: BTreeMap<ImageId, Ranges> = BTreeMap::new();
-            for log in logs(recording.folder()) {
-                let insns = |addr: u64| {
-                    let (image, svma) = place(addr);
-                    let bytes = images.get(image).and_then(|image| image.code_at(Svma(svma))).expect("code");
-                    InsnStream::new(bytes, addr, ExecMode::Bits64)
-                };
-                for ((start, end, entered), count) in ranges_of(&log, insns) {
-                    let ((image, start), (_, end)) = (place(start), place(end));
-                    let ranges = truth.entry(image).or_default();
-                    *ranges.counts.entry(StraightRange { start, end, entered }).or_default() += count;
-                }
-            }
+            let mut truth = ranges_of_logs(recording.folder(), &images, space);
             for image in (0..store.image_count()).map(ImageId) {
                 let code = images.get(image).expect("an image");
                 let derived = derive(rows, |other| other == image, code);
@@ -102,16 +88,36 @@ fn steps(ranges: &Ranges, code: &CodeImage<'_>) -> BTreeMap<Step, u64> {
     steps
 }
 
-fn logs(folder: &Path) -> Vec<Vec<Entry>> {
+/// The ranges that the recorder saw, of each image.
+fn ranges_of_logs(folder: &Path, images: &Images<'_>, space: &AddressSpace) -> BTreeMap<ImageId, Ranges> {
+    let place = |addr: u64| {
+        let mapping = space.find(Ip(addr)).expect("mapped");
+        (mapping.image, mapping.to_svma(Ip(addr)).0)
+    };
+    let insns = |addr: u64| {
+        let (image, svma) = place(addr);
+        let bytes = images.get(image).and_then(|image| image.code_at(Svma(svma))).expect("code");
+        InsnStream::new(bytes, addr, ExecMode::Bits64)
+    };
     let files = std::fs::read_dir(folder).expect("the folder").map(|file| file.expect("a file").path());
-    let logs = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
-    logs.map(|path| LogReader::open(&path).expect("a log").map(|entry| entry.expect("an entry")).collect())
-        .collect()
+    let mut truth: BTreeMap<ImageId, Ranges> = BTreeMap::new();
+    for path in files.filter(|path| path.extension().is_some_and(|extension| extension == "log")) {
+        let log = LogReader::open(&path).expect("a log").map(|entry| entry.expect("an entry"));
+        for ((start, end, entered), count) in ranges_of(log, insns) {
+            let ((image, start), (_, end)) = (place(start), place(end));
+            let ranges = truth.entry(image).or_default();
+            *ranges.counts.entry(StraightRange { start, end, entered }).or_default() += count;
+        }
+    }
+    truth
 }
 
 /// The straight stretches of one thread, by runtime address. Who is interrupted, or makes a system call, goes on with the
 /// stretch that he was in when he comes back to where he would have gone on.
-fn ranges_of<'c>(log: &[Entry], insns: impl Fn(u64) -> InsnStream<'c>) -> BTreeMap<(u64, u64, Entered), u64> {
+fn ranges_of<'c>(
+    log: impl Iterator<Item = Entry>,
+    insns: impl Fn(u64) -> InsnStream<'c>,
+) -> BTreeMap<(u64, u64, Entered), u64> {
     let mut ranges = BTreeMap::new();
     let mut now: Option<(u64, Entered)> = None;
     let mut paused: Vec<(u64, (u64, Entered))> = Vec::new();
@@ -195,6 +201,38 @@ impl<'d> SourceLines<'d> for Lines<'d> {
     }
 }
 
+struct Probes<'p, 'd>(&'p PseudoProbes<'d>);
+
+impl<'d> ProbeSource<'d> for Probes<'_, 'd> {
+    fn probes_at(&self, addr: u64, each: &mut dyn FnMut(Probe<'_, 'd>)) {
+        for probe in self.0.at(addr) {
+            let mut found = Vec::new();
+            self.0.frames(probe, &mut found);
+            let frame = |frame: &ptflow_perf_import::pseudo_probes::ProbeFrame<'d>| ProbeFrame {
+                function: frame.function,
+                checksum: frame.checksum,
+                probe: frame.probe,
+            };
+            let frames: Vec<_> = found.iter().map(frame).collect();
+            let is_call = probe.kind == ProbeKind::Call;
+            each(Probe { frames: &frames, discriminator: probe.discriminator, is_call });
+        }
+    }
+}
+
+/// The flow through the program of that name, with ranges worked out from edges, and with those that the recorder saw.
+fn flows(recording: &Recording, name: &str, code: &CodeImage<'_>) -> (Flow, Flow) {
+    recording.rows(|store, spaces, rows| {
+        let is_own = |image| store.file(image).is_some_and(|file| file.mapped.path.ends_with(name));
+        let derived = Flow::new(rows, is_own, code);
+        let (_, space) = spaces.versions().last().expect("an address space");
+        let logged = ranges_of_logs(recording.folder(), &store.images(), space);
+        let own = logged.into_iter().find(|(image, _)| is_own(*image));
+        let (_, ranges) = own.expect("the program ran");
+        (derived.clone(), Flow { ranges, ..derived })
+    })
+}
+
 /// A program in a folder of its own, with what it takes to build it and to run it.
 struct Bed {
     folder: TempDir,
@@ -236,9 +274,11 @@ impl Bed {
         record(&command.iter().map(String::as_str).collect::<Vec<_>>(), PtOptions::default())
     }
 
-    /// Branches that the program takes.
+    /// Branches that the program takes. All programs run under one name: its length moves the stack, and with it what code for
+    /// strings does, by more than what is to be compared.
     fn taken(&self, name: &str) -> u64 {
-        let command = self.command(name);
+        std::fs::copy(self.path(name), self.path("program")).expect("copied");
+        let command = self.command("program");
         let taken = counts(&command.iter().map(String::as_str).collect::<Vec<_>>()).taken_branches;
         eprintln!("{name} takes {taken} branches");
         taken
@@ -255,53 +295,115 @@ impl Bed {
         recording.native_equals_truth().unwrap_or_else(|difference| panic!("{difference}"));
         let binary = BinaryFile::open(&self.path("base")).expect("our program");
         let code: CodeImage<'_> = binary.code();
-        let flow = recording.rows(|store, _, rows| {
-            let is_own = |image| store.file(image).is_some_and(|file| file.mapped.path.ends_with("/base"));
-            Flow::new(rows, is_own, &code)
-        });
+        let (flow, counted) = flows(&recording, "/base", &code);
         let verdict = check(&flow, &code, true);
         assert!(verdict.fits() && verdict.unequal.is_empty() && verdict.branches > 20, "{verdict}");
 
-        self.write("bolt.preagg", |out| bolt::write(out, &flow));
-        self.write("unsymbolized", |out| counted_lines::write_unsymbolized(out, &flow, &code));
         let sections = DebugSections::of(binary.bytes());
-        let samples = SampleProfile::new(&flow, &code, &Lines(SourceMap::read(&sections)));
-        self.write("ours.text", |out| llvm_text::write(out, &samples));
-        self.write("ours.binary", |out| llvm_extbinary::write(out, &samples));
-        self.sample_profile_is_llvms();
+        let lines = Lines(SourceMap::read(&sections));
+        for (flow, preaggregated, unsymbolized, text) in [
+            (&flow, "bolt.preagg", "unsymbolized", "ours.text"),
+            (&counted, "logged.preagg", "logged.unsymbolized", "logged.text"),
+        ] {
+            self.write(preaggregated, |out| bolt::write(out, flow));
+            self.write(unsymbolized, |out| counted_lines::write_unsymbolized(out, flow, &code));
+            self.write(text, |out| llvm_text::write(out, &SampleProfile::new(flow, &code, &lines)));
+        }
+        self.write("ours.binary", |out| {
+            llvm_extbinary::write(out, &SampleProfile::new(&flow, &code, &lines))
+        });
+        self.is_llvms("base", "unsymbolized", "ours");
+        self.derived_is_counted();
         self.programs_are_faster();
+        self.with_probes();
+    }
+
+    /// Ranges worked out from edges, and ranges counted one by one as they ran, come to the same profiles.
+    fn derived_is_counted(&self) {
+        let fdata = |preaggregated: &str, out: &str| {
+            let told =
+                tool("perf2bolt", self.folder.path(), &["--pa", "-p", preaggregated, "base", "-o", out]);
+            assert!(told.contains("Out of range traces involving unknown regions: 0 "), "{told}");
+            self.read(out)
+        };
+        let (derived, logged) = (fdata("bolt.preagg", "bolt.fdata"), fdata("logged.preagg", "logged.fdata"));
+        let odd = derived.lines().zip(logged.lines()).find(|(derived, logged)| derived != logged);
+        assert!(derived == logged, "derived, logged: {odd:?}");
+        assert!(self.read("ours.text") == self.read("logged.text"), "the same sample profile");
+        let ranges = |name: &str| self.read(name).lines().next().map(str::to_owned).expect("a number");
+        eprintln!(
+            "{} edges of perf2bolt and {} lines of sample profile, the same from {} derived and {} logged ranges",
+            derived.lines().count(),
+            self.read("ours.text").lines().count(),
+            ranges("unsymbolized"),
+            ranges("logged.unsymbolized")
+        );
+    }
+
+    /// The program with pseudo-probes: profiles are by probe then.
+    fn with_probes(&self) {
+        const PROBES: &str = "-fpseudo-probe-for-profiling";
+        self.build("probed", &[PROBES]);
+        let recording = self.record("probed");
+        let binary = BinaryFile::open(&self.path("probed")).expect("our program");
+        let code: CodeImage<'_> = binary.code();
+        let (flow, _) = flows(&recording, "/probed", &code);
+        let sections = DebugSections::of(binary.bytes());
+        let lines = Lines(SourceMap::read(&sections));
+        let sections = ProbeSections::of(binary.bytes());
+        let probes = PseudoProbes::read(&sections);
+        let samples = SampleProfile::of_probes(&flow, &code, &lines, &Probes(&probes));
+        self.write("probed.unsymbolized", |out| counted_lines::write_unsymbolized(out, &flow, &code));
+        self.write("ours-probed.text", |out| llvm_text::write(out, &samples));
+        self.write("ours-probed.binary", |out| llvm_extbinary::write(out, &samples));
+        self.is_llvms("probed", "probed.unsymbolized", "ours-probed");
+        let profile = |profile: &str| format!("-fprofile-sample-use={profile}");
+        self.build("by-probes", &[PROBES, &profile("ours-probed.binary")]);
+        self.build("by-probes-theirs", &[PROBES, &profile("ours-probed-theirs.binary")]);
+        // The same code; clang 19 numbers what goes with the probes differently from one run to the next.
+        let (ours, theirs) = (self.taken("by-probes"), self.taken("by-probes-theirs"));
+        assert_eq!(ours, theirs, "the same profile makes the same program");
+        assert!(ours < self.taken("probed"));
+    }
+
+    fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).expect("a profile")
     }
 
     /// llvm-profgen makes the same of the same ranges, to the byte; and llvm-profdata reads both forms alike.
-    fn sample_profile_is_llvms(&self) {
+    fn is_llvms(&self, program: &str, unsymbolized: &str, ours: &str) {
         let folder = self.folder.path();
-        let profgen = |name: &str, format: &str| {
-            let format = format!("--format={format}");
-            let output = format!("--output={name}");
-            let args =
-                ["--unsymbolized-profile=unsymbolized", "--use-offset=0", "--binary=base", &output, &format];
-            tool("llvm-profgen", folder, &args);
-        };
-        profgen("theirs.text", "text");
-        profgen("theirs.binary", "extbinary");
-        let read = |name: &str| std::fs::read_to_string(self.path(name)).expect("a profile");
-        let (ours, theirs) = (read("ours.text"), read("theirs.text"));
-        let odd = ours.lines().zip(theirs.lines()).find(|(ours, theirs)| ours != theirs);
-        assert!(ours == theirs, "ours, theirs: {odd:?}");
+        let theirs = format!("{ours}-theirs");
+        for (kind, format) in [("text", "text"), ("binary", "extbinary")] {
+            let args = [
+                format!("--unsymbolized-profile={unsymbolized}"),
+                "--use-offset=0".to_owned(),
+                format!("--binary={program}"),
+                format!("--output={theirs}.{kind}"),
+                format!("--format={format}"),
+            ];
+            tool("llvm-profgen", folder, &args.each_ref().map(String::as_str));
+        }
+        let (our_text, their_text) =
+            (self.read(&format!("{ours}.text")), self.read(&format!("{theirs}.text")));
+        let odd = our_text.lines().zip(their_text.lines()).find(|(ours, theirs)| ours != theirs);
+        assert!(our_text == their_text, "ours, theirs: {odd:?}");
         let show = |name: &str| {
+            let name = format!("{name}.binary");
             tool(
                 "llvm-profdata",
                 folder,
-                &["show", "--sample", "--all-functions", "--detailed-summary", name],
+                &["show", "--sample", "--all-functions", "--detailed-summary", &name],
             )
         };
-        assert!(show("ours.binary") == show("theirs.binary"), "the binary form has the same in it");
+        assert!(show(ours) == show(&theirs), "the binary form has the same in it");
     }
 
     fn programs_are_faster(&self) {
         let folder = self.folder.path();
         let base = self.taken("base");
-        for (name, profile) in [("text", "ours.text"), ("binary", "ours.binary"), ("theirs", "theirs.binary")]
+        for (name, profile) in
+            [("text", "ours.text"), ("binary", "ours.binary"), ("theirs", "ours-theirs.binary")]
         {
             self.build(name, &[&format!("-fprofile-sample-use={profile}")]);
         }
@@ -309,8 +411,6 @@ impl Bed {
         assert!(bytes("binary") == bytes("theirs"), "the same profile makes the same program");
         assert!(self.taken("text") < base && self.taken("binary") < base);
 
-        let told = tool("perf2bolt", folder, &["--pa", "-p", "bolt.preagg", "base", "-o", "bolt.fdata"]);
-        assert!(told.contains("Out of range traces involving unknown regions: 0 "), "{told}");
         let optimise = |profile: &str, out: &str| {
             let data = format!("-data={profile}");
             let args = [
@@ -353,24 +453,32 @@ fn a_small_program_all_the_way() {
     bed.all_the_way();
 }
 
-/// SQLite, as the crate libsqlite3-sys brings it.
-#[test]
-#[ignore = "builds SQLite five times: minutes; run with ./test --all"]
-fn sqlite_all_the_way() {
-    let folder = TempDir::new().expect("a folder");
-    let manifest = "[package]\nname = \"fetch\"\nversion = \"0.0.0\"\nedition = \"2021\"\n\
-                    [lib]\npath = \"lib.rs\"\n[dependencies]\nlibsqlite3-sys = \"=0.30.1\"\n[workspace]\n";
-    std::fs::write(folder.path().join("Cargo.toml"), manifest).expect("written");
-    std::fs::write(folder.path().join("lib.rs"), "").expect("written");
+/// The sources of a crate, as cargo fetches them.
+fn fetch(folder: &Path, name: &str, version: &str) -> String {
+    let manifest = format!(
+        "[package]\nname = \"fetch\"\nversion = \"0.0.0\"\nedition = \"2021\"\n\
+         [lib]\npath = \"lib.rs\"\n[dependencies]\n{name} = \"={version}\"\n[workspace]\n"
+    );
+    std::fs::write(folder.join("Cargo.toml"), manifest).expect("written");
+    std::fs::write(folder.join("lib.rs"), "").expect("written");
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1"])
-        .current_dir(folder.path())
+        .current_dir(folder)
         .output()
         .expect("cargo runs");
     let metadata = String::from_utf8_lossy(&output.stdout);
-    let end = metadata.find("/libsqlite3-sys-0.30.1/Cargo.toml").expect("cargo fetches libsqlite3-sys");
+    let (source, file) = (format!("/{name}-{version}"), "/Cargo.toml");
+    let end = metadata.find(&format!("{source}{file}")).unwrap_or_else(|| panic!("cargo fetches {name}"));
     let start = metadata[..end].rfind('"').expect("a path begins") + 1;
-    let source = format!("{}/libsqlite3-sys-0.30.1/sqlite3", &metadata[start..end]);
+    format!("{}{source}", &metadata[start..end])
+}
+
+/// SQLite, as the crate libsqlite3-sys brings it.
+#[test]
+#[ignore = "builds SQLite eight times: minutes; run with ./test --all"]
+fn sqlite_all_the_way() {
+    let folder = TempDir::new().expect("a folder");
+    let source = format!("{}/sqlite3", fetch(folder.path(), "libsqlite3-sys", "0.30.1"));
     let flags = ["-DSQLITE_THREADSAFE=0", "-DSQLITE_OMIT_LOAD_EXTENSION", "-lm", &format!("-I{source}")]
         .map(str::to_owned);
     let bed = Bed {
@@ -379,5 +487,24 @@ fn sqlite_all_the_way() {
         flags: flags.to_vec(),
         arguments: vec!["5".to_owned()],
     };
+    bed.all_the_way();
+}
+
+/// Lua, as the crate lua-src brings it, on a script of ours.
+#[test]
+#[ignore = "builds Lua eight times: minutes; run with ./test --all"]
+fn lua_all_the_way() {
+    let folder = TempDir::new().expect("a folder");
+    let source = format!("{}/lua-5.4.7", fetch(folder.path(), "lua-src", "547.1.0"));
+    let files = std::fs::read_dir(&source).expect("Lua's sources").map(|file| file.expect("a file").path());
+    let mut sources: Vec<String> = files
+        .filter(|path| path.extension().is_some_and(|extension| extension == "c"))
+        .map(|path| path.to_str().expect("UTF-8").to_owned())
+        .collect();
+    sources.sort();
+    sources.push(program("lua_load.c"));
+    // BOLT 19 cannot move the code of an interpreter whose instructions jump to each other by computed addresses.
+    let flags = ["-DLUA_USE_JUMPTABLE=0", "-lm", &format!("-I{source}")].map(str::to_owned).to_vec();
+    let bed = Bed { folder, sources, flags, arguments: vec![program("load.lua")] };
     bed.all_the_way();
 }

@@ -5,7 +5,7 @@ use crate::binary::Binary;
 use crate::load;
 use crate::perf2bolt;
 use crate::report::Outcome;
-use crate::source_lines::DwarfLines;
+use crate::source_lines::{DwarfLines, Probes};
 use crate::sources::Sources;
 use anyhow::{Context as _, bail};
 use ptflow_decoder::profile::EdgeKind;
@@ -14,6 +14,7 @@ use ptflow_exporters::output::Output;
 use ptflow_exporters::sample_profile::SampleProfile;
 use ptflow_exporters::{bolt, check, counted_lines, llvm_extbinary, llvm_text, pprof};
 use ptflow_perf_import::dwarf::DebugSections;
+use ptflow_perf_import::pseudo_probes::{ProbeSections, PseudoProbes};
 use std::io::{BufWriter, Write};
 use std::time::Instant;
 
@@ -94,7 +95,13 @@ fn of_binary(args: &ProfileArgs, mut sources: Sources) -> anyhow::Result<()> {
                     binary.name
                 );
             }
-            let samples = || SampleProfile::new(&flow, &code, &lines);
+            let sections = ProbeSections::of(binary.bytes());
+            let probes = PseudoProbes::read(&sections);
+            // A program that was built with probes is to be built with them again, and then lines mean nothing.
+            let samples = || match probes.is_empty() {
+                true => SampleProfile::new(&flow, &code, &lines),
+                false => SampleProfile::of_probes(&flow, &code, &lines, &Probes(&probes)),
+            };
             match args.format {
                 ProfileFormat::Llvm => write(args, |out| llvm_text::write(out, &samples()))?,
                 ProfileFormat::LlvmExtbinary => write(args, |out| llvm_extbinary::write(out, &samples()))?,
