@@ -2,9 +2,10 @@
 //!
 //! A timing packet dates what stands behind it (SDM vol. 3C, "Intel PT and Time"); a CYC directly before a branch packet
 //! gives that branch's own time, one directly before an MTC or TSC ties the cycle count to the TSC. So [`Clock`] only
-//! notes what each packet said and how many instructions the walk had behind it, and [`Clock::finish`] works out times in
-//! hindsight (`resolve.rs`): between two tied points the cycles are scaled to fit both ends, so that CYC times never pass
-//! the next known one.
+//! notes what each packet said and how many instructions the walk had behind it, and works out times in hindsight
+//! (`resolve.rs`): between two tied points the cycles are scaled to fit both ends, so that CYC times never pass the next
+//! known one. That is done a few hundred notes at a time ([`Clock::settle`]), and of the points that come out only those are
+//! kept that are next to something the job tells.
 //!
 //! ```text
 //! ordinal   0 ......... 412 ........ 980 ....... 1500 ......... 2210
@@ -30,6 +31,9 @@ use resolve::Resolver;
 /// A TSC packet may lag behind the time that MTC and CYC gave; up to this many ticks back it is no wrap
 /// (as in the kernel's decoder).
 const TSC_SLIP: u64 = 0x1_0000;
+
+/// Notes that are resolved at once: few enough for the first-level cache.
+const BATCH: usize = 512;
 
 /// Relation of the crystal clock to the TSC, from a TMA packet.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +82,6 @@ struct Note {
 pub struct Clock {
     mtc_shift: u32,
     ctc_ratio: Option<(u64, u64)>,
-    max_nonturbo: u8,
     reference: Option<u64>,
     /// Time as far as TSC and MTC packets gave it.
     now: Option<u64>,
@@ -87,6 +90,8 @@ pub struct Clock {
     crystal: Option<Crystal>,
     cycles: u64,
     cycles_pending: bool,
+    /// The last tie's cycle count is known: only another such comes next.
+    tie_is_dated: bool,
     /// Packets told times behind the last transfer: the next one says how far behind at most.
     floating: bool,
     /// Tracing went off and not on again.
@@ -94,6 +99,13 @@ pub struct Clock {
     /// No packets were lost since the last TSC packet.
     sure: bool,
     notes: Vec<Note>,
+    /// Notes up to here can be resolved: this one is a tie of cycles and time.
+    tie: usize,
+    /// So many notes are worth being resolved at once.
+    batch: usize,
+    resolver: Resolver,
+    /// For [`Self::settle`].
+    wanted: Vec<u64>,
     traced: Cycles,
     /// The core:bus ratios, each with the ordinal behind which it was told; no two equal ones in a row.
     ratios: Vec<(u64, u8)>,
@@ -108,17 +120,21 @@ impl Clock {
                 .tsc_ctc_ratio
                 .filter(|(n, d)| *n != 0 && *d != 0)
                 .map(|(n, d)| (u64::from(n), u64::from(d))),
-            max_nonturbo: config.max_nonturbo_ratio,
             reference: None,
             now: None,
             raw_tsc: 0,
             crystal: None,
             cycles: 0,
             cycles_pending: false,
+            tie_is_dated: false,
             floating: false,
             off: false,
             sure: true,
             notes: Vec::new(),
+            tie: 0,
+            batch: BATCH,
+            resolver: Resolver::new(config.max_nonturbo_ratio),
+            wanted: Vec::new(),
             traced: Cycles::default(),
             ratios: Vec::new(),
         }
@@ -135,13 +151,65 @@ impl Clock {
     }
 
     fn note(&mut self, ordinal: u64, kind: Kind) {
+        if kind == Kind::Break {
+            self.tie_is_dated = false;
+        }
         self.notes.push(Note { ordinal, cycles: self.cycles, kind });
     }
 
     fn anchor(&mut self, ordinal: u64, tsc: u64, dated: bool) {
         self.now = Some(tsc);
         self.floating = true;
+        if dated || !self.tie_is_dated {
+            self.tie_is_dated = dated;
+            self.tie = self.notes.len();
+        }
         self.note(ordinal, Kind::Anchor { tsc, dated, sure: self.sure });
+    }
+
+    /// Notes are resolved a few at a time, for tests.
+    pub(crate) fn set_batch(&mut self, notes: usize) {
+        self.batch = notes.max(1);
+    }
+
+    /// Enough is noted to be resolved.
+    #[inline]
+    pub(crate) fn is_full(&self) -> bool {
+        self.tie >= self.batch
+    }
+
+    /// Resolves notes. `marks` adds the ordinals of which times are wanted, from one on, in order; false where they are
+    /// wanted of all.
+    #[cold]
+    pub(crate) fn settle(&mut self, marks: impl FnOnce(u64, &mut Vec<u64>) -> bool) {
+        self.resolver.take(&self.notes, self.tie);
+        self.notes.drain(..self.tie);
+        self.tie = 0;
+        let timeline = self.resolver.timeline();
+        let from = timeline.thinned_to().min(self.traced.thinned_to());
+        let mut wanted = std::mem::take(&mut self.wanted);
+        wanted.clear();
+        if marks(from, &mut wanted) {
+            // Holes begin where flow was interrupted, and clock rates where they are told.
+            let own = wanted.len();
+            wanted.extend(timeline.offs_from(from));
+            let ratios = self.ratios.iter().rev().map(|ratio| ratio.0);
+            wanted.extend(ratios.take_while(|ordinal| *ordinal >= from));
+            if wanted.len() > own {
+                wanted.sort_unstable();
+            }
+            timeline.thin(&wanted);
+            self.traced.thin(&wanted);
+        }
+        self.wanted = wanted;
+    }
+
+    /// Nobody wants to know any time but [`Self::now`].
+    pub(crate) fn forget(&mut self) {
+        self.notes.clear();
+        self.tie = 0;
+        self.traced = Cycles::default();
+        self.ratios.clear();
     }
 
     /// A TSC packet with its 56 bits.
@@ -252,17 +320,19 @@ impl Clock {
     /// A transfer was reached, at this ordinal; a CYC directly before its packet dates it.
     #[inline]
     pub fn date(&mut self, ordinal: u64) {
-        if self.cycles_pending || self.floating {
-            let dated = std::mem::take(&mut self.cycles_pending);
-            self.floating = false;
-            if dated {
-                self.traced.point(ordinal);
-            }
-            self.note(
-                ordinal,
-                if dated { Kind::Cycles { own: true } } else { Kind::Reached { here: false } },
-            );
+        if self.cycles_pending | self.floating {
+            self.note_transfer(ordinal);
         }
+    }
+
+    #[inline(never)]
+    fn note_transfer(&mut self, ordinal: u64) {
+        let dated = std::mem::take(&mut self.cycles_pending);
+        self.floating = false;
+        if dated {
+            self.traced.point(ordinal);
+        }
+        self.note(ordinal, if dated { Kind::Cycles { own: true } } else { Kind::Reached { here: false } });
     }
 
     /// PSB+ gave an address, which is at this ordinal: there its times are of.
@@ -324,8 +394,9 @@ impl Clock {
     }
 
     /// Works out the times.
-    pub fn finish(self) -> Timeline {
-        let timeline = Resolver::new(self.max_nonturbo).resolve(&self.notes).until(self.reference);
+    pub fn finish(mut self) -> Timeline {
+        self.resolver.take(&self.notes, self.notes.len());
+        let timeline = self.resolver.finish().until(self.reference);
         timeline.with_rates(self.traced, self.ratios)
     }
 }

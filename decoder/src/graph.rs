@@ -17,7 +17,9 @@
 
 mod build;
 pub(crate) mod compact;
+mod effect;
 mod memo;
+mod sites;
 pub(crate) mod window;
 
 use crate::code::CodeView;
@@ -28,6 +30,7 @@ use crate::profile::{CodeAddr, EdgeKind, EdgeRow};
 use crate::sink::Site;
 use crate::units::{ImageId, Ip, Svma};
 use rustc_hash::FxHashMap;
+pub(crate) use sites::SiteTable;
 
 /// A node of one graph.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -93,6 +96,8 @@ pub(crate) struct Node {
 /// A direct transfer folded into a node.
 #[derive(Clone, Copy, Debug)]
 pub struct FoldedJump {
+    /// The image that it is in.
+    pub image: ImageId,
     /// Address of the instruction (stated).
     pub from: Svma,
     /// Its target (stated).
@@ -152,6 +157,8 @@ pub struct Graph {
     crossings: FxHashMap<NodeId, NodeId>,
     pub(crate) memo: memo::Memo,
     pub(crate) compact: compact::Compact,
+    /// What nodes and jumps mean, as it was told last.
+    sites: SiteTable,
     /// Numbers of the spaces met so far, by where they lie in memory: they outlive the graph's work. Windows are of one
     /// space, and are good again when it comes back.
     spaces: FxHashMap<usize, u32>,
@@ -183,6 +190,7 @@ impl Graph {
             crossings: FxHashMap::default(),
             memo: memo::Memo::default(),
             compact: compact::Compact::default(),
+            sites: SiteTable::default(),
             spaces: FxHashMap::default(),
             space: 0,
             mode: ExecMode::Bits64,

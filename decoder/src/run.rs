@@ -54,13 +54,7 @@ pub fn count(contexts: &[Context<'_, '_>], options: &Options<'_>) -> Counts {
         1
     };
     let workers = options.pool.broadcast(|_| {
-        let new_graph = || {
-            let mut graph = Graph::new();
-            if let Engine::Interrupted(_) = options.engine {
-                graph.memo.shrink();
-            }
-            graph
-        };
+        let new_graph = || new_graph(options.engine);
         let mut graph = new_graph();
         let mut unwanted = (!all_wanted).then(new_graph);
         let mut done = Vec::new();
@@ -208,7 +202,7 @@ fn fold_units<S: Sink + Send, E>(
                 scope.spawn_fifo(move |_| {
                     // The lock is taken twice a unit, never in the walk.
                     let graph = graphs.lock().unwrap_or_else(PoisonError::into_inner).pop();
-                    let mut graph = graph.unwrap_or_default();
+                    let mut graph = graph.unwrap_or_else(|| new_graph(options.engine));
                     let mut sink = new_sink(unit);
                     let result = walker(contexts, unit, &mut graph, &mut sink, options.engine).run();
                     (options.progress)(unit.bytes);
@@ -231,6 +225,14 @@ fn fold_units<S: Sink + Send, E>(
         Ok(ledgers)
     })?;
     Ok(sorted(ledgers))
+}
+
+fn new_graph(engine: Engine) -> Graph {
+    let mut graph = Graph::new();
+    if let Engine::Interrupted(_) = engine {
+        graph.memo.shrink();
+    }
+    graph
 }
 
 fn walker<'w, 'a, 'm, S: Sink>(

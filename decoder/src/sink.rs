@@ -58,6 +58,14 @@ pub struct Site {
     pub function: FunctionAt,
 }
 
+impl Site {
+    /// No code.
+    pub(crate) const NOWHERE: Self = Self {
+        addr: CodeAddr { image: None, addr: 0 },
+        function: FunctionAt { function: None, entry: false, stub: false, resume: false },
+    };
+}
+
 /// One executed run: a node of the block graph, from its first instruction to its last.
 #[derive(Clone, Copy)]
 pub struct Run<'g> {
@@ -154,12 +162,27 @@ pub enum Event {
     },
 }
 
+/// What a sink keeps of some runs; the meaning is its own, but for the ordinal, which it adds to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Kept {
+    /// Where in the flow, and of what kind.
+    pub at: u64,
+    /// Whatever else.
+    pub words: [u32; 2],
+}
+
 /// Takes what a walk reports.
 pub trait Sink {
     /// Whether the job needs times: timing packets are read only then.
     const CLOCK: bool;
     /// Whether the job needs each run; if not, [`Sink::run`] and [`Sink::branch`] are never called.
     const RUNS: bool;
+    /// Whether the job needs the graph's counters.
+    const COUNTS: bool = true;
+    /// Whether the job needs runs that a conditional branch ends within its function.
+    const BRANCHES: bool = true;
+    /// Whether the job can do with what it [keeps](Sink::learn) of the runs of a window, instead of each run.
+    const WINDOWS: bool = false;
 
     /// A run was executed; `mark` is behind its last instruction.
     fn run(&mut self, run: Run<'_>, mark: Mark);
@@ -169,6 +192,23 @@ pub trait Sink {
 
     /// Something else happened.
     fn event(&mut self, event: Event, mark: Mark);
+
+    /// What [`Sink::run`] would keep of some runs, with marks from 0 on.
+    fn learn<'g>(&self, _runs: impl Iterator<Item = (Run<'g>, Mark)>) -> Vec<Kept> {
+        Vec::new()
+    }
+
+    /// Such runs were executed, from this mark on.
+    fn window(&mut self, _kept: &[Kept], _before: Mark) {}
+
+    /// Adds the ordinals of which the job will want times, from one on, as far as it knows now, and in order. False where
+    /// it may want that of any.
+    fn marks(&self, _from: u64, _marks: &mut Vec<u64>) -> bool {
+        false
+    }
+
+    /// The walk is done.
+    fn finish(&mut self, _graph: &mut Graph) {}
 }
 
 /// The sink of jobs that need nothing but the graph's counters.

@@ -5,11 +5,15 @@
 //! while the flow was lost, have no instructions and do not count. With a CYC threshold there may be no CYC where tracing
 //! goes off: what it kept back, fewer cycles than the threshold each time, is told only with those that do not count.
 
+use super::timeline::thin;
+
 /// The cycles of one unit.
 #[derive(Clone, Debug, Default)]
 pub struct Cycles {
     /// Ordinals of transfers that a CYC stood directly before, and the cycles up to there. Both rise.
     points: Vec<(u64, u64)>,
+    /// Points from here on have not been thinned yet.
+    thinned: usize,
     /// Cycles up to the last point.
     counted: u64,
     /// Cycles since then.
@@ -97,6 +101,19 @@ impl Cycles {
     /// All cycles of the unit; `None` where no CYC told any.
     pub fn total(&self) -> Option<u64> {
         self.any.then(|| self.counted.saturating_add(self.since))
+    }
+
+    /// Points at lower ordinals are thinned already.
+    pub(super) fn thinned_to(&self) -> u64 {
+        if self.points.is_empty() {
+            return u64::MAX;
+        }
+        self.thinned.checked_sub(1).and_then(|last| self.points.get(last)).map_or(0, |point| point.0)
+    }
+
+    /// Drops the points that no count at the `wanted` ordinals depends on.
+    pub(super) fn thin(&mut self, wanted: &[u64]) {
+        thin(&mut self.points, &mut self.thinned, wanted, |point| point.0);
     }
 
     /// Cycles up to an ordinal. `next` is the index of the first point behind the ordinal asked for before.

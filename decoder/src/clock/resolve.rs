@@ -14,6 +14,7 @@ struct Tie {
 }
 
 /// Scales cycles to TSC ticks between ties.
+#[derive(Clone, Debug)]
 pub(super) struct Resolver {
     max_nonturbo: u8,
     tie: Option<Tie>,
@@ -41,9 +42,10 @@ impl Resolver {
         }
     }
 
-    pub fn resolve(mut self, notes: &[Note]) -> Timeline {
+    /// Takes so many notes. What is behind those says what they mean: a tie's cycles scale to the next tie.
+    pub fn take(&mut self, notes: &[Note], count: usize) {
         let mut next_anchor = 0;
-        for (index, note) in notes.iter().enumerate() {
+        for (index, note) in notes.iter().enumerate().take(count) {
             match note.kind {
                 Kind::Anchor { tsc, dated, sure } => {
                     self.floating.push((note.ordinal, tsc));
@@ -87,6 +89,14 @@ impl Resolver {
                 }
             }
         }
+    }
+
+    /// The points so far.
+    pub fn timeline(&mut self) -> &mut TimelineBuilder {
+        &mut self.timeline
+    }
+
+    pub fn finish(mut self) -> Timeline {
         self.settle(0, 1);
         self.timeline.finish()
     }

@@ -20,10 +20,19 @@ struct Point {
 }
 
 /// Gathers points in the order of the trace.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct TimelineBuilder {
     points: Vec<Point>,
     offs: Vec<u64>,
+    /// Points from here on have not been thinned yet.
+    thinned: usize,
+    /// The point before the last, be it among the points or not.
+    before_last: Option<Point>,
+    /// Interruptions in front of it.
+    offs_before: usize,
+    /// Time and instructions between points with no interruption in between.
+    ticks: u64,
+    instructions: u64,
 }
 
 impl TimelineBuilder {
@@ -39,8 +48,13 @@ impl TimelineBuilder {
             }
             last => {
                 // Time never runs backwards; what was to be held back is not exact.
+                let last = last.copied();
                 let floor = last.map_or(0, |last| last.until);
                 let at = tsc.max(floor);
+                if let Some(last) = last {
+                    self.pair(last);
+                    self.before_last = Some(last);
+                }
                 self.points.push(Point { ordinal, at, exact: exact && at == tsc, until: at });
             }
         }
@@ -53,20 +67,70 @@ impl TimelineBuilder {
         }
     }
 
-    pub fn finish(self) -> Timeline {
-        let Self { points, offs } = self;
-        let (mut ticks, mut instructions) = (0u64, 0u64);
-        let mut off = 0;
-        for pair in points.windows(2) {
-            off += offs[off..].iter().take_while(|off| **off < pair[0].ordinal).count();
-            if offs.get(off).is_none_or(|off| *off >= pair[1].ordinal) {
-                ticks += pair[1].at - pair[0].until;
-                instructions += pair[1].ordinal - pair[0].ordinal;
-            }
+    /// Nothing comes to the last point any more: what lies between it and the one before counts for the usual rate.
+    fn pair(&mut self, last: Point) {
+        let Some(before) = self.before_last else { return };
+        let offs = &self.offs[self.offs_before..];
+        self.offs_before += offs.iter().take_while(|off| **off < before.ordinal).count();
+        if self.offs.get(self.offs_before).is_none_or(|off| *off >= last.ordinal) {
+            self.ticks += last.at - before.until;
+            self.instructions += last.ordinal - before.ordinal;
         }
+    }
+
+    /// Points at lower ordinals are thinned already.
+    pub fn thinned_to(&self) -> u64 {
+        self.thinned.checked_sub(1).and_then(|last| self.points.get(last)).map_or(0, |point| point.ordinal)
+    }
+
+    /// Where flow was interrupted, from an ordinal on.
+    pub fn offs_from(&self, ordinal: u64) -> &[u64] {
+        &self.offs[count_below(&self.offs, ordinal)..]
+    }
+
+    /// Drops the points that no time at the `wanted` ordinals depends on; those below [`Self::thinned_to`] are known
+    /// to be complete.
+    pub fn thin(&mut self, wanted: &[u64]) {
+        thin(&mut self.points, &mut self.thinned, wanted, |point| point.ordinal);
+    }
+
+    pub fn finish(mut self) -> Timeline {
+        if let Some(last) = self.points.last().copied() {
+            self.pair(last);
+        }
+        let Self { points, offs, ticks, instructions, .. } = self;
         let rate = if instructions == 0 { 1.0 } else { ticks as f64 / instructions as f64 };
         Timeline { points, offs, rate, ..Timeline::default() }
     }
+}
+
+/// Keeps of all points from `*from` on those next to a `wanted` ordinal, and the first and the last of them all. Both are in
+/// order.
+pub(super) fn thin<T: Copy>(
+    points: &mut Vec<T>,
+    from: &mut usize,
+    wanted: &[u64],
+    ordinal: impl Fn(&T) -> u64,
+) {
+    let begin = (*from).max(1);
+    let Some(mut before) = points.get(begin - 1).map(&ordinal) else { return };
+    let mut kept = begin;
+    let mut wanted = wanted.iter().copied().peekable();
+    for index in begin..points.len() {
+        while wanted.next_if(|wanted| *wanted <= before).is_some() {}
+        let point = points[index];
+        let is_near = match points.get(index + 1) {
+            Some(behind) => wanted.peek().is_some_and(|wanted| *wanted < ordinal(behind)),
+            None => true,
+        };
+        before = ordinal(&point);
+        if is_near {
+            points[kept] = point;
+            kept += 1;
+        }
+    }
+    points.truncate(kept);
+    *from = points.len();
 }
 
 fn count_below(offs: &[u64], ordinal: u64) -> usize {

@@ -122,7 +122,7 @@ impl Graph {
                     // A call to the next instruction calls nothing.
                     let crosses =
                         kind == EdgeKind::Jmp && function.function != code.function(image, last).function;
-                    self.jumps.push(FoldedJump { from: last, to, kind, insns, function, crosses });
+                    self.jumps.push(FoldedJump { image, from: last, to, kind, insns, function, crosses });
                     if (self.jumps.len() - first_jump) as u32 > MAX_FOLDED {
                         break End::link(self.node_at(code, info.placement, info.mode, to));
                     }

@@ -3,6 +3,7 @@
 //! It pays where code repeats itself, and costs where it does not; the rate of hits decides, stretch by stretch. What is
 //! counted does not depend on it.
 
+use super::effect::Effect;
 use super::window::{Key, PATH, Path, Window, count, learn};
 use super::{Graph, NodeId};
 use crate::code::CodeView;
@@ -27,7 +28,9 @@ pub(crate) struct Memo {
     /// Empty until the first window comes.
     windows: Vec<Window>,
     has_few_slots: bool,
-    paths: Vec<Path>,
+    pub(super) paths: Vec<Path>,
+    /// What windows do besides, where somebody wanted to know.
+    pub(super) effects: Vec<Option<Effect>>,
     hits: u32,
     misses: u32,
     /// Walks since all was counted: no counter may overflow.
@@ -88,7 +91,7 @@ impl Memo {
 }
 
 impl Graph {
-    /// Walks a window if it was met before, or can be learnt. Gives its bytes, where it leads and the last IP.
+    /// Walks a window if it was met before, or can be learnt. Gives its bytes, where it leads, the last IP and its slot.
     #[inline]
     pub(crate) fn window(
         &mut self,
@@ -97,7 +100,7 @@ impl Graph {
         mode: ExecMode,
         last_ip: LastIp,
         stack: &mut ReturnStack,
-    ) -> Option<(usize, NodeId, LastIp)> {
+    ) -> Option<(usize, NodeId, LastIp, usize)> {
         let hash = key.hash();
         let mut slot = self.memo.slot(hash);
         if let Some(window) = self.memo.windows.get_mut(slot)
@@ -106,7 +109,7 @@ impl Graph {
             if window.apply(stack) {
                 window.count += 1;
                 self.memo.hits += 1;
-                return Some((usize::from(window.used), window.next, window.last_ip));
+                return Some((usize::from(window.used), window.next, window.last_ip, slot));
             }
             slot = self.memo.second_slot(hash, stack);
             if let Some(window) = self.memo.windows.get_mut(slot)
@@ -115,7 +118,7 @@ impl Graph {
             {
                 window.count += 1;
                 self.memo.hits += 1;
-                return Some((usize::from(window.used), window.next, window.last_ip));
+                return Some((usize::from(window.used), window.next, window.last_ip, slot));
             }
         }
         self.learn(code, key, mode, last_ip, stack, slot)
@@ -131,7 +134,7 @@ impl Graph {
         last_ip: LastIp,
         stack: &mut ReturnStack,
         mut slot: usize,
-    ) -> Option<(usize, NodeId, LastIp)> {
+    ) -> Option<(usize, NodeId, LastIp, usize)> {
         if self.memo.windows.is_empty() {
             let slots = if self.memo.has_few_slots { FEW_SLOTS } else { SLOTS };
             self.memo.windows = vec![Window::FREE; slots];
@@ -154,7 +157,10 @@ impl Graph {
         }
         self.memo.windows[slot] = window;
         self.memo.paths[slot] = path;
-        Some((usize::from(window.used), window.next, window.last_ip))
+        if let Some(effect) = self.memo.effects.get_mut(slot) {
+            *effect = None;
+        }
+        Some((usize::from(window.used), window.next, window.last_ip, slot))
     }
 
     /// Counts a window's walks in the nodes and frees its slot.

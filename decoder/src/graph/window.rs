@@ -107,7 +107,7 @@ pub(crate) struct Window {
 pub(super) type Path = [u32; PATH];
 
 /// An exit whose target is told.
-const TO: u32 = 2;
+pub(super) const TO: u32 = 2;
 
 impl Window {
     pub(super) const FREE: Self = Self {

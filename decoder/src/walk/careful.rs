@@ -222,6 +222,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 Packet::Cbr { ratio } => self.clock.cbr(ratio, ordinal),
                 _ => {}
             }
+            self.settle_clock();
         }
         Used::Yes
     }

@@ -55,7 +55,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         let start = node;
         let data = &data[..limit + MAX_PACKET];
         let mut used = 0;
-        if S::CLOCK || S::RUNS {
+        if (S::CLOCK || S::RUNS) && !S::WINDOWS {
             self.packets::<false>(data, &mut used, limit, &mut node, &mut budget);
         } else {
             self.stretches(data, &mut used, limit, &mut node, &mut budget);
@@ -179,9 +179,29 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         let bytes = [u64_at(data, pos), u64_at(data, pos + 8)];
         let Cursor { mode, last_ip, stack, .. } = &mut self.cursor;
         let key = Key::new(bytes, *node, self.graph.space, *last_ip)?;
-        let (len, next, ip) = self.graph.window(&self.code, &key, *mode, *last_ip, stack)?;
+        let (len, next, ip, slot) = self.graph.window(&self.code, &key, *mode, *last_ip, stack)?;
         (*node, *last_ip) = (next, ip);
+        if S::WINDOWS {
+            self.tell_window(slot);
+        }
         Some(len)
+    }
+
+    /// Reports a window that was walked. There is no timing packet in it: what is pending dates its first transfer.
+    #[inline]
+    fn tell_window(&mut self, slot: usize) {
+        let learnt;
+        let effect = match self.graph.memo.effect(slot) {
+            Some(effect) => effect,
+            None => {
+                let Some(effect) = self.graph.learn_effect(slot, self.sink) else { return };
+                learnt = effect;
+                &learnt
+            }
+        };
+        self.clock.date(self.mark.ordinal + u64::from(effect.first));
+        self.sink.window(&effect.kept, self.mark);
+        self.mark.ordinal += u64::from(effect.insns);
     }
 
     /// The careful walker goes on with the outcomes of the packet at `pos`.
@@ -207,11 +227,17 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 let taken = (tnt.bits >> 63) as usize;
                 tnt.bits <<= 1;
                 tnt.count -= 1;
-                this.count[taken] += 1;
+                if S::COUNTS {
+                    this.count[taken] += 1;
+                }
                 let next = this.succ[taken];
                 let insns = this.insns;
-                let leave = if taken == 1 { Leave::Taken } else { Leave::NotTaken };
-                self.ran(node, insns, leave, true);
+                if S::BRANCHES || this.crosses {
+                    let leave = if taken == 1 { Leave::Taken } else { Leave::NotTaken };
+                    self.ran(node, insns, leave, true);
+                } else {
+                    self.passed(insns, true);
+                }
                 node = next;
                 continue;
             }
@@ -259,14 +285,28 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
     /// Reports a node that was left.
     #[inline(always)]
     fn ran(&mut self, node: NodeId, insns: u16, leave: Leave, consumed: bool) {
+        self.passed(insns, consumed);
+        if S::RUNS {
+            self.sink.run(Run { graph: self.graph, node, leave }, self.mark);
+        }
+    }
+
+    /// So many instructions were executed.
+    #[inline(always)]
+    fn passed(&mut self, insns: u16, consumed: bool) {
         if S::CLOCK || S::RUNS {
             self.mark.ordinal += u64::from(insns);
             if consumed {
                 self.clock.date(self.mark.ordinal);
             }
         }
-        if S::RUNS {
-            self.sink.run(Run { graph: self.graph, node, leave }, self.mark);
+    }
+
+    /// Counts a transfer for the graph's sums.
+    #[inline(always)]
+    fn count_target(&mut self, from: NodeId, to: NodeId) {
+        if S::COUNTS {
+            self.graph.count_target(from, to);
         }
     }
 
@@ -274,7 +314,9 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
     #[inline]
     fn step_free(&mut self, node: NodeId) -> NodeId {
         let this = &mut self.graph.nodes[node.0 as usize];
-        this.count[0] += 1;
+        if S::COUNTS {
+            this.count[0] += 1;
+        }
         let (next, ret, insns) = (this.succ[0], this.ret, this.insns);
         if this.exit == Exit::Call {
             self.cursor.stack.push(ReturnAddress::Node(ret));
@@ -296,7 +338,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         if ret != NOWHERE {
             self.cursor.stack.push(ReturnAddress::Node(ret));
         }
-        self.graph.count_target(node, target);
+        self.count_target(node, target);
         let leave = if by.is_some() { Leave::To(target) } else { Leave::Direct };
         self.ran(node, insns, leave, false);
         Some(target)
@@ -313,7 +355,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             return None;
         }
         self.cursor.stack.pop();
-        self.graph.count_target(node, target);
+        self.count_target(node, target);
         Some(target)
     }
 
@@ -347,7 +389,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             Exit::Ret => _ = self.cursor.stack.pop(),
             _ => {}
         }
-        self.graph.count_target(*node, target);
+        self.count_target(*node, target);
         self.ran(*node, this.insns, Leave::To(target), true);
         Some(target)
     }
@@ -364,6 +406,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             MTC => {
                 if self.timed {
                     self.clock.mtc(data[pos + 1], self.mark.ordinal);
+                    self.settle_clock();
                 }
                 Some(2)
             }
@@ -371,6 +414,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 if self.timed {
                     let payload = u64_at(data, pos) >> 8;
                     self.clock.tsc(payload, self.mark.ordinal);
+                    self.settle_clock();
                 }
                 Some(8)
             }

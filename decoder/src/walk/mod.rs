@@ -158,6 +158,10 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
         let changes = context.spaces.versions().len() > 1 || owners_change;
         let code = CodeView { images: context.images, space: first_space(context.spaces) };
         graph.enter(code.space, ExecMode::Bits64);
+        let mut clock = Clock::new(context.config);
+        if let Engine::Interrupted(packets) = engine {
+            clock.set_batch(packets as usize);
+        }
         Self {
             context,
             graph,
@@ -172,7 +176,7 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
             packet_at: AuxOffset(0),
             pending: Pending::default(),
             bound: Vec::new(),
-            clock: Clock::new(context.config),
+            clock,
             timed: S::CLOCK || changes,
             mark: Mark::default(),
             ledger: Ledger::default(),
@@ -245,12 +249,25 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
         self.seam();
         self.packet_at = self.reader.offset();
         self.close_loss();
+        self.sink.finish(self.graph);
         let result = UnitResult {
             ledger: self.ledger,
             timeline: if S::CLOCK { self.clock.finish() } else { Timeline::default() },
             end: self.mark,
         };
         (result, self.graph, self.sink)
+    }
+
+    /// Works out times as far as they are certain.
+    #[inline]
+    fn settle_clock(&mut self) {
+        if self.clock.is_full() {
+            if S::CLOCK {
+                self.clock.settle(|from, marks| self.sink.marks(from, marks));
+            } else {
+                self.clock.forget();
+            }
+        }
     }
 
     fn can_run_fast(&self) -> bool {
@@ -393,6 +410,9 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
 
     /// Counts a row of the profile.
     fn row(&mut self, kind: EdgeKind, from: Option<Ip>, to: Option<Ip>, taken: bool) {
+        if !S::COUNTS {
+            return;
+        }
         let addr = |ip: Ip| self.code.code_addr(ip);
         self.graph.count_single(kind, from.map(addr), to.map(addr), taken);
     }

@@ -56,7 +56,9 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
     /// Counts the instruction as executed.
     fn execute(&mut self, leash: &mut Leash) -> Result<(), Stuck> {
         self.mark.ordinal += 1;
-        self.graph.count_single_instruction();
+        if S::COUNTS {
+            self.graph.count_single_instruction();
+        }
         leash.insns += 1;
         if leash.insns > MAX_FREE_INSNS { Err(Stuck::Loss(LossReason::EndlessLoop)) } else { Ok(()) }
     }

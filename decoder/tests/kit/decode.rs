@@ -5,18 +5,20 @@ use super::rng::Rng;
 use super::scenario::Scenario;
 use super::truth::{Row, Rows, What};
 use ptflow_decoder::config::PtConfig;
+use ptflow_decoder::graph::Graph;
 use ptflow_decoder::image::{
     AddressSpace, AddressSpaces, CodeImage, CodeRegion, FunctionId, FunctionRange, FunctionRole, Images,
     Mapping,
 };
 use ptflow_decoder::jobs::branches::{BranchList, Line};
-use ptflow_decoder::jobs::calls::CallSteps;
-use ptflow_decoder::ledger::Ledger;
+use ptflow_decoder::jobs::calls::{CallStacks, CallSteps, Cut, FrameName, FrameSink};
+use ptflow_decoder::jobs::invocations::{Invocation, Invocations, Recursion};
+use ptflow_decoder::ledger::{Ledger, LossReason};
 use ptflow_decoder::profile::CodeAddr;
 use ptflow_decoder::run::{self, Options};
 use ptflow_decoder::sink::{Branch, Event, Leave, Mark, Run, Sink};
 use ptflow_decoder::stream::{Break, Piece, TraceStream};
-use ptflow_decoder::units::{AuxOffset, ImageId, Ip, Svma, Tsc};
+use ptflow_decoder::units::{AuxOffset, ImageId, Ip, Ns, Svma, Tsc};
 use ptflow_decoder::walk::{Context, Engine};
 use std::sync::LazyLock;
 
@@ -53,6 +55,84 @@ impl How {
     pub fn random(engine: Engine, rng: &mut Rng) -> Self {
         let unit_bytes = *rng.pick(&[1, 50, 300, 2000, 2 << 20]);
         Self { engine, unit_bytes, pool: rng.below(3) }
+    }
+}
+
+/// Steps as they are, and every point in time that packets gave.
+#[derive(Clone, Default)]
+struct AllTimes(CallSteps);
+
+impl Sink for AllTimes {
+    const CLOCK: bool = true;
+    const RUNS: bool = true;
+
+    fn run(&mut self, run: Run<'_>, mark: Mark) {
+        self.0.run(run, mark);
+    }
+
+    fn branch(&mut self, branch: &Branch, mark: Mark) {
+        self.0.branch(branch, mark);
+    }
+
+    fn event(&mut self, event: Event, mark: Mark) {
+        self.0.event(event, mark);
+    }
+
+    fn finish(&mut self, graph: &mut Graph) {
+        self.0.finish(graph);
+    }
+}
+
+/// Everything that a sink of frames is told.
+#[derive(Default)]
+struct FrameLog(Vec<Told>);
+
+#[derive(PartialEq, Debug)]
+enum Told {
+    Open(Ns, FrameName, bool),
+    Close(Ns),
+    Cut(Ns, Cut),
+    Executed(u64),
+    Cycles(u64),
+    Ratio(Ns, u8),
+    Gap(Ns, Ns, LossReason),
+}
+
+impl FrameSink for FrameLog {
+    type Error = ();
+    const CYCLES: bool = true;
+
+    fn open(&mut self, _: usize, at: Ns, name: FrameName, inferred: bool) -> Result<(), ()> {
+        self.0.push(Told::Open(at, name, inferred));
+        Ok(())
+    }
+
+    fn close(&mut self, _: usize, at: Ns) -> Result<(), ()> {
+        self.0.push(Told::Close(at));
+        Ok(())
+    }
+
+    fn cut(&mut self, _: usize, at: Ns, why: Cut) -> Result<(), ()> {
+        self.0.push(Told::Cut(at, why));
+        Ok(())
+    }
+
+    fn executed(&mut self, _: usize, instructions: u64) {
+        self.0.push(Told::Executed(instructions));
+    }
+
+    fn cycles(&mut self, _: usize, cycles: u64) {
+        self.0.push(Told::Cycles(cycles));
+    }
+
+    fn ratio(&mut self, _: usize, at: Ns, ratio: u8) -> Result<(), ()> {
+        self.0.push(Told::Ratio(at, ratio));
+        Ok(())
+    }
+
+    fn gap(&mut self, _: usize, from: Ns, to: Ns, reason: LossReason) -> Result<(), ()> {
+        self.0.push(Told::Gap(from, to, reason));
+        Ok(())
     }
 }
 
@@ -135,20 +215,66 @@ impl<'m> Subject<'m> {
         Profile { rows, instructions: counts.instructions, ledgers: counts.ledgers }
     }
 
-    /// What a call tree is made of, of one stream.
+    /// What a call tree is made of, of one stream. Frames, times and cycles must be those that come out where no point in
+    /// time is dropped, and a job that asks about some functions must find them in what is left for it.
     pub fn calls(&self, stream: &TraceStream<'m>, how: How) -> Vec<String> {
         let mut calls = Vec::new();
+        let context = [self.context(stream)];
+        let mut frames = CallStacks::new(1, None, FrameLog::default());
         let done = run::in_order::<CallSteps, ()>(
-            &[self.context(stream)],
+            &context,
             &options(how),
             |_| CallSteps::default(),
-            |_, steps, _| {
+            |unit, steps, result| {
                 calls.extend(format!("{steps:x?}").split(", (Mark").map(str::to_owned));
-                Ok(())
+                frames.take(unit, &steps, &result)
             },
         );
         done.expect("the fold never fails");
+        let mut all = CallStacks::new(1, None, FrameLog::default());
+        let done = run::in_order::<AllTimes, ()>(
+            &context,
+            &options(how),
+            |_| AllTimes::default(),
+            |unit, steps, result| all.take(unit, &steps.0, &result),
+        );
+        done.expect("the fold never fails");
+        let (frames, all) = (frames.finish().expect("never fails"), all.finish().expect("never fails"));
+        let differ = frames.0.iter().zip(&all.0).position(|(frames, all)| frames != all);
+        let differ = differ.map(|at| (&frames.0[at.saturating_sub(4)..=at], &all.0[at..=at]));
+        assert!(frames.0 == all.0, "{how:?}: times depend on what was dropped: {differ:?}");
+        let asked: Vec<bool> = (0..64).map(|id| id % 3 == 0).collect();
+        let every = self.invocations(stream, how, &asked, CallSteps::default());
+        let only = self.invocations(stream, how, &asked, CallSteps::only(asked.clone().into()));
+        let differ = every.iter().zip(&only).find(|(every, only)| every != only);
+        assert!(every == only, "{how:?}: invocations depend on what was left out: {differ:x?}");
         calls
+    }
+
+    fn invocations(
+        &self,
+        stream: &TraceStream<'m>,
+        how: How,
+        asked: &[bool],
+        steps: CallSteps,
+    ) -> Vec<Invocation> {
+        let ids = (0..).zip(asked).filter(|(_, asked)| **asked).map(|(id, _)| FunctionId(id));
+        let ids: Vec<FunctionId> = ids.collect();
+        let mut found = Vec::new();
+        let job = Invocations::new(&ids, Recursion::All, 1, |invocation| {
+            found.push(invocation);
+            Ok::<(), ()>(())
+        });
+        let mut stacks = CallStacks::new(1, None, job);
+        let done = run::in_order(
+            &[self.context(stream)],
+            &options(how),
+            |_| steps.clone(),
+            |unit, steps, result| stacks.take(unit, &steps, &result),
+        );
+        done.expect("the fold never fails");
+        stacks.finish().map(drop).expect("the fold never fails");
+        found
     }
 
     /// Everything in order, of one stream.

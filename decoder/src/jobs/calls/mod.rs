@@ -26,205 +26,23 @@
 mod aside;
 mod outer;
 mod shared;
+mod steps;
+
+pub use steps::CallSteps;
 
 use crate::config::TscConversion;
-use crate::graph::{Exit, NOWHERE, NodeId};
 use crate::image::FunctionId;
 use crate::ledger::LossReason;
-use crate::owners::ThreadId;
-use crate::packet::Packet;
 use crate::plan::Unit;
-use crate::profile::{CodeAddr, EdgeKind};
-use crate::sink::{Branch, Event, Leave, Mark, Off, Run, Sink, Site};
+use crate::profile::CodeAddr;
+use crate::sink::{Mark, Off, Site};
 use crate::units::{ImageId, Ns};
 use crate::walk::UnitResult;
 use aside::Aside;
 use outer::Outer;
 pub use outer::OuterFrames;
 use shared::Shared;
-use std::sync::Arc;
-
-/// Something that may change the stack.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Step {
-    Call {
-        to: Site,
-        returns_to: CodeAddr,
-    },
-    Return {
-        to: Site,
-    },
-    Jump {
-        to: Site,
-        indirect: bool,
-    },
-    Off {
-        why: Off,
-        /// The instruction that was not executed any more, of an interrupt.
-        interrupted: Option<CodeAddr>,
-    },
-    On {
-        at: Site,
-    },
-    Sync {
-        at: Site,
-    },
-    Gap {
-        reason: LossReason,
-        begin: u64,
-    },
-    /// What comes now is this thread's.
-    Owner(Option<ThreadId>),
-    /// The program wrote a value into the trace (PTWRITE).
-    Value(u64),
-    /// The core's clock rate is another from here on.
-    Ratio(u8),
-}
-
-/// Collects the steps of one unit.
-#[derive(Clone, Debug, Default)]
-pub struct CallSteps {
-    steps: Vec<(Mark, Step)>,
-    /// The functions that the job asks about, where it needs no others' frames.
-    only: Option<Arc<[bool]>>,
-}
-
-impl CallSteps {
-    /// For a job that asks about some functions: a flag for each function. Calls of others that return to where they came
-    /// from are left out when nothing is left in between; all that is left out opens and ends frames of other functions
-    /// above those that stay.
-    pub fn only(functions: Arc<[bool]>) -> Self {
-        Self { steps: Vec::new(), only: Some(functions) }
-    }
-
-    fn push(&mut self, mark: Mark, step: Step) {
-        if let Some(only) = &self.only {
-            let is_asked =
-                |site: &Site| site.function.function.is_some_and(|id| only.get(id.0 as usize) == Some(&true));
-            match (&step, self.steps.last_mut()) {
-                // Enters nothing, and ends nothing: so says `Fold::jump`.
-                (Step::Jump { to, indirect: false }, _) if !to.function.entry && !to.function.stub => return,
-                // A tail call, or a stub that jumps on: the frame's function changes, and where it returns to stays.
-                (Step::Jump { to, .. }, Some((_, Step::Call { to: callee, .. })))
-                    if !is_asked(callee) && !is_asked(to) && (to.function.entry || to.function.stub) =>
-                {
-                    *callee = *to;
-                    return;
-                }
-                (Step::Return { to }, Some((_, Step::Call { to: callee, returns_to })))
-                    if *returns_to == to.addr && !is_asked(callee) =>
-                {
-                    self.steps.pop();
-                    return;
-                }
-                _ => {}
-            }
-        }
-        self.steps.push((mark, step));
-    }
-
-    /// The jump at a node's end.
-    fn jump(&mut self, run: &Run<'_>, to: NodeId, mark: Mark) {
-        let to = run.graph.site(to);
-        let indirect = run.graph.node(run.node).exit == Exit::JmpInd;
-        if to.function.function != run.graph.info(run.node).last_function.function {
-            self.push(mark, Step::Jump { to, indirect });
-        }
-    }
-
-    /// The jumps folded into a node, and its conditional branch, where they lead into another function.
-    #[cold]
-    fn crossing(&mut self, run: &Run<'_>, mark: Mark) {
-        let info = run.graph.info(run.node);
-        let node = run.graph.node(run.node);
-        let start = mark.ordinal - u64::from(node.insns);
-        for jump in run.graph.jumps(run.node).iter().filter(|jump| jump.crosses) {
-            let addr = CodeAddr { image: Some(info.image), addr: jump.to.0 };
-            let to = Site { addr, function: jump.function };
-            let mark = Mark { ordinal: start + u64::from(jump.insns), ..mark };
-            self.push(mark, Step::Jump { to, indirect: false });
-        }
-        if node.exit == Exit::Jcc && run.leave == Leave::Taken {
-            let to = run.graph.site(node.succ[1]);
-            if to.function.function != info.last_function.function {
-                self.push(mark, Step::Jump { to, indirect: false });
-            }
-        }
-    }
-}
-
-impl Sink for CallSteps {
-    const CLOCK: bool = true;
-    const RUNS: bool = true;
-
-    #[inline]
-    fn run(&mut self, run: Run<'_>, mark: Mark) {
-        let node = run.graph.node(run.node);
-        if node.crosses {
-            self.crossing(&run, mark);
-        }
-        match (node.exit, run.leave) {
-            (Exit::Call, _) => {
-                let (to, ret) = (run.graph.site(node.succ[0]), run.graph.start_addr(node.ret));
-                self.push(mark, Step::Call { to, returns_to: ret });
-            }
-            (Exit::CallInd, Leave::To(to)) => {
-                let (to, ret) = (run.graph.site(to), run.graph.start_addr(node.ret));
-                self.push(mark, Step::Call { to, returns_to: ret });
-            }
-            (Exit::Ret, Leave::To(to)) => self.push(mark, Step::Return { to: run.graph.site(to) }),
-            (Exit::JmpInd, Leave::To(to)) => self.jump(&run, to, mark),
-            (Exit::Cross, Leave::To(to)) if run.graph.info(run.node).cross.0 == Some(EdgeKind::Call) => {
-                // A call to the next instruction is none.
-                if node.ret == NOWHERE {
-                    return;
-                }
-                let (to, ret) = (run.graph.site(to), run.graph.start_addr(node.ret));
-                self.push(mark, Step::Call { to, returns_to: ret });
-            }
-            (Exit::Cross, Leave::To(to)) => self.jump(&run, to, mark),
-            _ => {}
-        }
-    }
-
-    fn branch(&mut self, branch: &Branch, mark: Mark) {
-        let Some(to) = branch.to.filter(|_| branch.taken) else { return };
-        match branch.kind {
-            // A call to the next instruction is how old code reads its own address.
-            EdgeKind::Call if to.addr == branch.next => {}
-            EdgeKind::Call | EdgeKind::CallInd => {
-                self.push(mark, Step::Call { to, returns_to: branch.next });
-            }
-            EdgeKind::Ret => self.push(mark, Step::Return { to }),
-            EdgeKind::Jmp | EdgeKind::JmpInd | EdgeKind::Jcc | EdgeKind::Far => {
-                let indirect = matches!(branch.kind, EdgeKind::JmpInd | EdgeKind::Far);
-                if to.function.function != branch.from.function.function {
-                    self.push(mark, Step::Jump { to, indirect });
-                }
-            }
-            EdgeKind::Syscall | EdgeKind::Async | EdgeKind::Resume | EdgeKind::Range => {}
-        }
-    }
-
-    fn event(&mut self, event: Event, mark: Mark) {
-        match event {
-            Event::Sync { at } => self.push(mark, Step::Sync { at }),
-            Event::Enabled { at, .. } => self.push(mark, Step::On { at }),
-            Event::Disabled { why, from, .. } => {
-                let interrupted = (why == Off::Async).then_some(from.addr);
-                self.push(mark, Step::Off { why, interrupted });
-            }
-            Event::Told { packet: Packet::Ptw { payload, .. }, .. } => self.push(mark, Step::Value(payload)),
-            Event::Told { .. } => {}
-            Event::Owner { thread } => self.push(mark, Step::Owner(thread)),
-            // A traced handler runs on top of what it interrupted; its IRET is a far jump back into it.
-            Event::Async { from, to } => self.push(mark, Step::Call { to, returns_to: from.addr }),
-            Event::Gap { reason, begin, .. } => {
-                self.push(mark, Step::Gap { reason, begin: begin.ordinal });
-            }
-        }
-    }
-}
+use steps::Step;
 
 /// What a frame stands for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -380,10 +198,10 @@ impl<F: FrameSink> CallStacks<F> {
         let mut cycles = result.timeline.reader();
         let cycles_before = fold.stack.cycles;
         let mut ratios = result.timeline.ratios().iter().copied().peekable();
-        for (mark, step) in &steps.steps {
-            let reached = if let Step::Gap { begin, .. } = step { *begin } else { mark.ordinal };
+        for (mark, step) in steps.iter() {
+            let reached = if let Step::Gap { begin, .. } = step { begin.ordinal } else { mark.ordinal };
             while let Some((ordinal, ratio)) = ratios.next_if(|(ordinal, _)| *ordinal < reached) {
-                fold.stack.now = ns(Mark { ordinal, ..*mark }).max(fold.stack.now);
+                fold.stack.now = ns(Mark { ordinal, ..mark }).max(fold.stack.now);
                 fold.step(Step::Ratio(ratio), None)?;
             }
             fold.sink.executed(unit.stream, base + mark.instructions());
@@ -394,13 +212,13 @@ impl<F: FrameSink> CallStacks<F> {
             }
             // A gap's begin was passed already: frames were open up to there.
             if let Step::Gap { begin, .. } = step {
-                gap_from = Some(ns(Mark { ordinal: *begin, ..*mark }).max(fold.stack.now));
+                gap_from = Some(ns(begin).max(fold.stack.now));
                 fold.stack.now = gap_from.unwrap_or_default();
                 fold.cut_all(Cut::Gap)?;
             }
-            let now = ns(*mark).max(fold.stack.now);
+            let now = ns(mark).max(fold.stack.now);
             fold.stack.now = now;
-            fold.step(*step, gap_from.take())?;
+            fold.step(step, gap_from.take())?;
         }
         for (ordinal, ratio) in ratios {
             fold.stack.now = ns(Mark { ordinal, ..result.end }).max(fold.stack.now);

@@ -145,37 +145,37 @@ impl<F: FrameSink> CallStacks<F> {
             current.broken = true;
             current.end = ns(start);
         }
-        for (mark, step) in &steps.steps {
-            let reached = if let Step::Gap { begin, .. } = step { *begin } else { mark.ordinal };
+        for (mark, step) in steps.iter() {
+            let reached = if let Step::Gap { begin, .. } = step { begin.ordinal } else { mark.ordinal };
             while let Some((ordinal, told)) = ratios.next_if(|(ordinal, _)| *ordinal < reached) {
                 ratio = Some(told);
                 if let Some(current) = &mut current {
-                    let mark = Mark { ordinal, ..*mark };
+                    let mark = Mark { ordinal, ..mark };
                     current.push(ns(mark), Step::Ratio(told), None, mark.instructions(), cycles_at(mark));
                 }
             }
             if let Step::Owner(thread) = step {
-                let next = stack(*thread);
+                let next = stack(thread);
                 if next != current.as_ref().map(|current| current.stack) {
-                    let (before, cycles_before) = (mark.instructions(), cycles_at(*mark));
+                    let (before, cycles_before) = (mark.instructions(), cycles_at(mark));
                     if let Some(current) = &mut current {
                         current.end(before, cycles_before);
                     }
                     done.extend(current.take());
                     current = next.map(|stack| Stretch::new(stack, unit, before, cycles_before));
                     if let (Some(current), Some(ratio)) = (&mut current, ratio) {
-                        current.push(ns(*mark), Step::Ratio(ratio), None, before, cycles_before);
+                        current.push(ns(mark), Step::Ratio(ratio), None, before, cycles_before);
                     }
                 }
                 continue;
             }
             let gap_from = match step {
-                Step::Gap { begin, .. } => Some(ns(Mark { ordinal: *begin, ..*mark })),
+                Step::Gap { begin, .. } => Some(ns(begin)),
                 _ => None,
             };
-            let at = ns(*mark);
+            let at = ns(mark);
             if let Some(current) = &mut current {
-                current.push(at, *step, gap_from, mark.instructions(), cycles_at(*mark));
+                current.push(at, step, gap_from, mark.instructions(), cycles_at(mark));
             }
         }
         stream.ratio = result.timeline.ratios().last().map(|last| last.1).or(stream.ratio);
