@@ -1,40 +1,74 @@
 //! The block graph for walks without branches: one cache line a node, and the way of two outcomes in one step.
 //!
-//! A node of a conditional branch has the four ways of the next two outcomes, as far as both are known. Any other node
-//! *parks*: plain steps leave it where it is, and a special step looks at what it is. Counters become the graph's by
-//! [`Graph::settle_compact`]; the lines are made anew whenever the graph has grown a good deal.
+//! A way leads from a node as far as the next two outcomes tell: through conditional branches, through one direct call,
+//! whose return address it pushes, and up to a return, which ends it. Where a way needs a TIP, or code that is not built,
+//! the node *parks*: a step leaves it where it is. Counters become the graph's by [`Graph::settle_compact`]; ways that
+//! ended at unbuilt code are made anew whenever the graph has grown a good deal.
 
-use super::{Exit, Graph, NodeId};
+use super::{Exit, Graph, NOWHERE, NodeId};
 
-/// Bytes of a line: nodes are named by the offset of theirs.
+/// Bytes of a line. Nodes are named by the offsets of theirs; at 0 there is none.
 pub(crate) const LINE: u32 = 64;
-/// So many nodes have offsets; beyond, nothing is walked this way.
+/// The name of [`NOWHERE`].
+pub(crate) const DEAD: u32 = LINE;
+/// So many nodes have names; beyond, nothing is walked this way.
 const MAX_NODES: usize = 1 << 25;
 
 /// Near return.
 pub(crate) const RET: u32 = 1;
 /// Takes a TIP.
 pub(crate) const TIP: u32 = 2;
-/// Pushes a return address when it is left.
+/// Pushes a return address when it takes a TIP.
 pub(crate) const PUSH: u32 = 4;
-/// Goes on without the trace.
-pub(crate) const FREE: u32 = 8;
+/// One of its ways ends at code that was not built.
+const UNFINISHED: u32 = 8;
+
+/// By how much the top of a stack that grows down moves, in the low bits of [`Line::push`].
+const POPS: u32 = 1;
+const PUSHES: u32 = LINE - 1;
 
 /// A node.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Line {
-    /// For the next two outcomes: the node behind them, and in the low bits how many it takes; itself and 0 where it parks.
+    /// For the next two outcomes: the node behind them, and in the low bits how many they are. No node where the way ends
+    /// with a return; itself and 0 where it parks.
     pub next: [u32; 4],
     /// How often each of [`Self::next`] was taken; means nothing where it parks.
     pub count: [u32; 4],
-    /// Where a free node leads; others, to themselves.
-    pub target: u32,
-    /// The return address that it pushes.
-    pub push: u32,
+    /// The return address pushed on each of the ways, or the return that ends it, and in the low bits what becomes of the
+    /// stack's top.
+    pub push: [u32; 4],
     pub flags: u32,
-    /// How often a free node was left.
-    pub passed: u32,
+    /// Where the transfers of [`Self::arrivals`] came from.
+    pub from: u32,
+    /// Returns and indirect transfers from one node to this one. Nearly all returns to an address are by one instruction.
+    pub arrivals: u32,
+    /// The return address pushed where it takes a TIP.
+    pub ret: u32,
+}
+
+/// A node's name.
+#[inline]
+pub(crate) fn name(id: NodeId) -> u32 {
+    (id.0 + 1) * LINE
+}
+
+/// The node of a name.
+#[inline]
+pub(crate) fn named(name: u32) -> NodeId {
+    NodeId((name / LINE).saturating_sub(1))
+}
+
+/// As far as two outcomes lead.
+struct Way {
+    to: NodeId,
+    outcomes: u32,
+    push: NodeId,
+    pops: bool,
+    /// The nodes left, by which exit.
+    left: [(NodeId, usize); 3],
+    len: usize,
 }
 
 /// The lines of a graph's nodes.
@@ -46,7 +80,8 @@ pub(crate) struct Compact {
     built: usize,
     /// Steps since the counters were settled: none may overflow.
     pub steps: u32,
-    /// Returns and indirect transfers, `from | to << 32`, in a table without chains: who is driven out is counted in the graph.
+    /// Other transfers than [`Line::arrivals`], `from | to << 32`, in a table without chains: who is driven out is counted in
+    /// the graph.
     targets: Vec<(u64, u64)>,
 }
 
@@ -58,14 +93,14 @@ const MAX_STEPS: u32 = 1 << 30;
 impl Compact {
     /// Whether only [`Graph::build_compact`] may help a walk on.
     pub fn parks(&self, id: NodeId) -> bool {
-        self.lines.get(id.0 as usize).is_none_or(|line| line.flags == 0 && line.next[0] == id.0 * LINE)
+        let parked = Line::parked(id);
+        self.lines.get(id.0 as usize + 1).is_none_or(|line| line.flags == 0 && line.next == parked.next)
     }
 }
 
 impl Line {
-    pub(crate) fn parked(id: usize) -> Self {
-        let at = id as u32 * LINE;
-        Self { next: [at; 4], count: [0; 4], target: at, push: 0, flags: 0, passed: 0 }
+    pub(crate) fn parked(id: NodeId) -> Self {
+        Self { next: [name(id); 4], count: [0; 4], push: [0; 4], flags: 0, from: 0, arrivals: 0, ret: 0 }
     }
 }
 
@@ -77,13 +112,18 @@ impl Graph {
         }
         if self.compact.targets.is_empty() {
             self.compact.targets = vec![(0, 0); TARGETS];
+            self.compact.lines.push(Line::parked(NOWHERE));
+        }
+        if self.compact.steps > MAX_STEPS {
+            self.settle_compact();
         }
         let size = self.nodes.len() + self.compact.built;
-        let grown = size - self.compact.made_for > 64 + self.compact.made_for / 8;
-        if grown || self.compact.steps > MAX_STEPS {
-            self.settle_compact();
-            for id in 0..self.compact.lines.len() {
-                self.make_line(id);
+        if size - self.compact.made_for > 64 + self.compact.made_for / 8 {
+            for index in 1..self.compact.lines.len() {
+                if self.compact.lines[index].flags & UNFINISHED != 0 {
+                    self.settle_line(index);
+                    self.make_line(index);
+                }
             }
             self.compact.made_for = size;
         }
@@ -92,43 +132,75 @@ impl Graph {
     }
 
     fn add_lines(&mut self) {
-        for id in self.compact.lines.len()..self.nodes.len() {
-            self.compact.lines.push(Line::parked(id));
-            self.make_line(id);
+        for index in self.compact.lines.len()..=self.nodes.len() {
+            self.compact.lines.push(Line::parked(NodeId(index as u32 - 1)));
+            self.make_line(index);
         }
     }
 
-    /// Makes a line anew; its counters are settled.
-    fn make_line(&mut self, id: usize) {
-        let node = self.nodes[id];
-        let mut line = Line::parked(id);
-        line.push = node.ret.0 * LINE;
+    /// Follows two outcomes from a node, or fewer: up to where so many of them are used, and a call is passed or not.
+    fn way(&self, from: NodeId, outcomes: usize, end: Option<(u32, bool)>) -> Way {
+        let mut way =
+            Way { to: from, outcomes: 0, push: NOWHERE, pops: false, left: [(NOWHERE, 0); 3], len: 0 };
+        loop {
+            let node = &self.nodes[way.to.0 as usize];
+            let outcome = outcomes >> (way.outcomes ^ 1) & 1;
+            let exit = match node.exit {
+                Exit::Jcc if way.outcomes < 2 => {
+                    way.outcomes += 1;
+                    outcome
+                }
+                Exit::Call if way.push == NOWHERE => {
+                    way.push = node.ret;
+                    0
+                }
+                Exit::Link if way.len == 0 => 0,
+                // What was pushed on the same way would have to be found there.
+                Exit::Ret if way.outcomes < 2 && outcome == 1 && way.push == NOWHERE => {
+                    way.outcomes += 1;
+                    way.pops = true;
+                    return way;
+                }
+                _ => return way,
+            };
+            way.left[way.len] = (way.to, exit);
+            way.len += 1;
+            way.to = node.succ[exit];
+            if end == Some((way.outcomes, way.push != NOWHERE)) || node.exit == Exit::Link {
+                return way;
+            }
+        }
+    }
+
+    /// Makes a node's ways anew; their counters are settled.
+    fn make_line(&mut self, index: usize) {
+        let id = NodeId(index as u32 - 1);
+        let node = &self.nodes[id.0 as usize];
+        let mut line = Line { ret: name(node.ret), ..Line::parked(id) };
         match node.exit {
-            Exit::Jcc => {
-                for (outcomes, next) in line.next.iter_mut().enumerate() {
-                    let first = node.succ[outcomes >> 1];
-                    let then = self.nodes[first.0 as usize];
-                    *next = if then.exit == Exit::Jcc {
-                        (then.succ[outcomes & 1].0 * LINE) | 2
-                    } else {
-                        (first.0 * LINE) | 1
+            Exit::Jcc | Exit::Call | Exit::Link | Exit::Ret => {
+                for outcomes in 0..4 {
+                    let way = self.way(id, outcomes, None);
+                    line.next[outcomes] = if way.pops { 0 } else { name(way.to) } | way.outcomes;
+                    line.push[outcomes] = match way.push {
+                        _ if way.pops => name(way.to) | POPS,
+                        NOWHERE => 0,
+                        address => name(address) | PUSHES,
                     };
+                    let is_unbuilt = self.nodes[way.to.0 as usize].exit == Exit::Unbuilt;
+                    line.flags |= u32::from(is_unbuilt) * UNFINISHED;
+                }
+                if node.exit == Exit::Ret {
+                    line.flags = RET | TIP;
                 }
             }
-            Exit::Call => {
-                line.flags = FREE | PUSH;
-                line.target = node.succ[0].0 * LINE;
-            }
-            Exit::Link => {
-                line.flags = FREE;
-                line.target = node.succ[0].0 * LINE;
-            }
-            Exit::Ret => line.flags = RET | TIP,
             Exit::CallInd => line.flags = TIP | PUSH,
             Exit::JmpInd => line.flags = TIP,
             Exit::Unbuilt | Exit::Cross | Exit::Endless | Exit::Stop => {}
         }
-        self.compact.lines[id] = line;
+        let old = &self.compact.lines[index];
+        (line.from, line.arrivals) = (old.from, old.arrivals);
+        self.compact.lines[index] = line;
     }
 
     /// A walk came to a node that parks: builds it. False where that is no help.
@@ -142,14 +214,23 @@ impl Graph {
             return false;
         }
         self.add_lines();
-        // It had none: nothing is counted in it.
-        self.make_line(index);
+        // It had no ways: none is counted.
+        self.make_line(index + 1);
         true
     }
 
-    /// Counts transfers that a walk logged, `from | to << 32` by lines.
-    pub(crate) fn count_log(&mut self, log: &[u64]) {
-        for &transfer in log {
+    /// Counts transfers that a walk logged, from and to, by names.
+    pub(crate) fn count_log(&mut self, log: &[[u32; 2]]) {
+        for &[from, to] in log {
+            let Some(line) = self.compact.lines.get_mut((to / LINE) as usize) else { return };
+            if line.arrivals == 0 {
+                line.from = from;
+            }
+            if line.from == from {
+                line.arrivals += 1;
+                continue;
+            }
+            let transfer = u64::from(from) | u64::from(to) << 32;
             let slot = (transfer.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as usize % TARGETS;
             let Some(entry) = self.compact.targets.get_mut(slot) else { return };
             if entry.0 == transfer {
@@ -163,35 +244,38 @@ impl Graph {
 
     fn count_transfer(&mut self, transfer: u64, times: u64) {
         if times != 0 {
-            let (from, to) = (transfer as u32 / LINE, (transfer >> 32) as u32 / LINE);
-            self.count_targets(NodeId(from), NodeId(to), times);
+            self.count_targets(named(transfer as u32), named((transfer >> 32) as u32), times);
         }
     }
 
     /// Moves all counters of the lines to the graph's own.
     pub(crate) fn settle_compact(&mut self) {
-        for id in 0..self.compact.lines.len() {
-            let node = self.nodes[id];
-            let line = &mut self.compact.lines[id];
-            let counts = std::mem::take(&mut line.count);
-            let passed = std::mem::take(&mut line.passed);
-            let next = line.next;
-            self.nodes[id].count[0] += u64::from(passed);
-            for (outcomes, (count, next)) in counts.into_iter().zip(next).enumerate() {
-                if next & 3 == 0 || count == 0 {
-                    continue;
-                }
-                let first = outcomes >> 1;
-                self.nodes[id].count[first] += u64::from(count);
-                if next & 3 == 2 {
-                    self.nodes[node.succ[first].0 as usize].count[outcomes & 1] += u64::from(count);
-                }
-            }
+        for index in 1..self.compact.lines.len() {
+            self.settle_line(index);
         }
         self.compact.steps = 0;
         for slot in 0..self.compact.targets.len() {
             let (transfer, times) = std::mem::take(&mut self.compact.targets[slot]);
             self.count_transfer(transfer, times);
+        }
+    }
+
+    fn settle_line(&mut self, index: usize) {
+        let id = NodeId(index as u32 - 1);
+        let line = &mut self.compact.lines[index];
+        let counts = std::mem::take(&mut line.count);
+        let arrivals = std::mem::take(&mut line.arrivals);
+        let (next, push, from) = (line.next, line.push, line.from);
+        self.count_transfer(u64::from(from) | u64::from(name(id)) << 32, u64::from(arrivals));
+        for outcomes in 0..4 {
+            let (count, next, push) = (counts[outcomes], next[outcomes], push[outcomes]);
+            if count == 0 || next == name(id) {
+                continue;
+            }
+            let way = self.way(id, outcomes, Some((next % LINE, push % LINE == PUSHES)));
+            for &(node, exit) in &way.left[..way.len] {
+                self.nodes[node.0 as usize].count[exit] += u64::from(count);
+            }
         }
     }
 }

@@ -5,60 +5,71 @@
 //! judged: where it went wrong it is taken back, and the other walkers, which know the rules, go on from before it.
 
 use super::strip::Stretch;
-use crate::graph::compact::{FREE, LINE, Line, PUSH, RET, TIP};
+use crate::graph::compact::{DEAD, LINE, Line, PUSH, RET, TIP};
 use std::hint::select_unpredictable;
 
-/// Rounds for one load of outcomes, each of two plain steps (up to two outcomes each) and a special one.
-const ROUNDS: usize = 10;
-/// Outcomes that a load may use up.
+/// Steps between two looks at the targets. One of 50 transfers needs a target, and waits for the look.
+const STEPS: usize = 5;
+/// Rounds of so many steps, and a look, for one load of outcomes.
+const ROUNDS: usize = 5;
+/// Outcomes that a load may use up: two a step, one a look.
 pub(super) const LOAD: u32 = 56;
+const _: () = assert!(ROUNDS * (2 * STEPS + 1) <= LOAD as usize);
 /// Loads in a batch.
-const LOADS: usize = 3;
-/// Special steps in a batch: so often may the stack be pushed or popped.
-const SPECIAL: usize = ROUNDS * LOADS;
+const LOADS: usize = 2;
+/// Steps and looks of a lane in a batch, at most: so often may its stack be pushed or popped.
+pub(super) const MAX_STEPS: usize = LOADS * ROUNDS * (STEPS + 1);
+/// Outcomes that the one round of a batch in tests may use up.
+const FEW: u32 = 2 * STEPS as u32 + 1;
 
 /// Return addresses that a CPU's return stack holds.
 const DEPTH: usize = 64;
-/// Where the empty stack's top lies; it grows down, and [`SPECIAL`] fit on a full one.
-pub(super) const BOTTOM: usize = DEPTH + SPECIAL;
-/// With more addresses on it than this there is no room for a load.
-pub(super) const ALMOST_FULL: usize = DEPTH - ROUNDS;
-/// Steps of a lane in a batch, at most.
-pub(super) const MAX_STEPS: usize = 3 * SPECIAL;
+// An address that is dropped at the full stack's bottom cannot be popped in the same batch.
+const _: () = assert!(MAX_STEPS < DEPTH);
+/// Where the empty stack's top lies; it grows down, and a batch fits on a full one.
+pub(super) const BOTTOM: usize = MAX_STEPS + 1 + DEPTH;
+/// Behind the bottom lie [`DEAD`] ones.
+const STACK: usize = BOTTOM + MAX_STEPS;
 
 /// A lane's registers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 struct Hot {
-    /// The line of the node.
+    /// The name of the node.
     at: u32,
     /// Outcomes, and a mark behind them that tells how many are gone.
     bits: u64,
     /// What the mark's place must be added to for the number of outcomes used.
     base: u32,
-    /// The stack's top.
-    top: usize,
+    /// The stack's top, and the highest that it was.
+    top: *mut u32,
+    highest: *mut u32,
+    bottom: *mut u32,
     /// Targets used.
     targets: usize,
-    /// Transfers logged.
-    logged: usize,
 }
 
 /// One walk.
 pub(super) struct Lane {
     pub stretch: Stretch,
-    /// The line of the node.
+    /// The name of the node.
     pub at: u32,
     /// Outcomes used.
     pub outcomes: u32,
     /// Targets used.
-    pub targets: usize,
-    /// Return addresses by lines; 0 where there is none, and behind the bottom.
-    pub stack: [u32; BOTTOM + SPECIAL],
-    pub top: usize,
-    pub log: [u64; SPECIAL + 1],
-    pub logged: usize,
+    targets: usize,
+    /// Return addresses by names; [`DEAD`] where there is none, and behind the bottom.
+    stack: [u32; STACK],
+    top: usize,
+    /// What lay on the stack before the batch.
+    saved: [u32; MAX_STEPS],
     /// It cannot go on.
     pub stopped: bool,
+}
+
+/// Transfers whose target is not the node's own, from and to, by names: of all lanes in a batch.
+pub(super) struct Log {
+    transfers: [[u32; 2]; MAX_STEPS * super::lanes::LANES + 1],
+    len: usize,
 }
 
 /// What a batch came to.
@@ -72,164 +83,237 @@ pub(super) enum Batch {
     TakenBack,
 }
 
+impl Log {
+    pub fn new() -> Self {
+        Self { transfers: [[0; 2]; _], len: 0 }
+    }
+
+    /// The transfers since the last call.
+    pub fn take(&mut self) -> &[[u32; 2]] {
+        &self.transfers[..std::mem::take(&mut self.len)]
+    }
+
+    /// They reach to here.
+    fn until(&mut self, end: *const [u32; 2]) {
+        self.len = (end as usize - self.transfers.as_ptr() as usize) / size_of::<[u32; 2]>();
+    }
+
+    /// Forgets one that was logged, of any lane: only how many there are counts.
+    fn forget(&mut self, transfer: [u32; 2]) {
+        if let Some(index) = self.transfers[..self.len].iter().rposition(|logged| *logged == transfer) {
+            self.len -= 1;
+            self.transfers[index] = self.transfers[self.len];
+        }
+    }
+}
+
 impl Lane {
     pub fn new() -> Self {
         Self {
             stretch: Stretch::default(),
-            at: 0,
+            at: DEAD,
             outcomes: 0,
             targets: 0,
-            stack: [0; BOTTOM + SPECIAL],
+            stack: [DEAD; STACK],
             top: BOTTOM,
-            log: [0; SPECIAL + 1],
-            logged: 0,
+            saved: [DEAD; MAX_STEPS],
             stopped: false,
         }
     }
 
-    /// How many loads a batch may have; 0 where the lane has not enough outcomes left, or the stack is too full.
+    /// Begins with the stretch, at a node, with return addresses, the oldest first.
+    pub fn begin(&mut self, at: u32, stack: impl Iterator<Item = u32>) {
+        (self.at, self.outcomes, self.targets, self.stopped) = (at, 0, 0, false);
+        self.stack[BOTTOM..].fill(DEAD);
+        self.top = BOTTOM;
+        for address in stack.take(DEPTH) {
+            self.top -= 1;
+            self.stack[self.top] = address;
+        }
+    }
+
+    /// The return addresses, the oldest first.
+    pub fn stack(&self) -> impl Iterator<Item = u32> {
+        self.stack[self.top..BOTTOM].iter().rev().copied()
+    }
+
+    /// How many loads a batch may have; 0 where the lane has not enough outcomes left.
     pub fn loads(&self, few: bool) -> usize {
         // One outcome stays: then all that was walked without the trace's help is sure to have been executed.
-        let load = if few { FEW } else { LOAD };
-        let left = self.stretch.outcomes.saturating_sub(self.outcomes + 2) / load;
-        let room = self.top - SPECIAL;
-        if few { usize::from(left > 0 && room > 0) } else { (left as usize).min(room / ROUNDS).min(LOADS) }
+        let left = self.stretch.outcomes.saturating_sub(self.outcomes + 2);
+        if few { usize::from(left >= FEW) } else { ((left / LOAD) as usize).min(LOADS) }
     }
 
-    fn hot(&self) -> Hot {
-        let Self { at, outcomes, top, targets, logged, .. } = *self;
-        Hot { at, bits: 0, base: outcomes, top, targets, logged }
+    /// To walk a batch.
+    #[inline(always)]
+    fn hot(&mut self) -> Hot {
+        self.saved.copy_from_slice(&self.stack[self.top..][..MAX_STEPS]);
+        let Self { at, outcomes, targets, .. } = *self;
+        let stack = self.stack.as_mut_ptr();
+        let (top, bottom) = (stack.wrapping_add(self.top), stack.wrapping_add(BOTTOM));
+        Hot { at, bits: 0, base: outcomes, top, highest: top, bottom, targets }
+    }
+
+    /// An index of the stack.
+    fn index(&self, top: *const u32) -> usize {
+        (top as usize - self.stack.as_ptr() as usize) / size_of::<u32>()
+    }
+
+    /// After a batch: goes on behind it, or stays where it was.
+    #[inline]
+    fn judge(&mut self, hot: &Hot) -> Batch {
+        let target = self.stretch.targets.get(hot.targets).map_or(u32::MAX, |target| *target as u32);
+        if target < hot.base || hot.at == DEAD {
+            return Batch::TakenBack;
+        }
+        if (hot.at, hot.base, hot.targets) == (self.at, self.outcomes, self.targets) {
+            return Batch::Parked;
+        }
+        (self.at, self.outcomes, self.targets) = (hot.at, hot.base, hot.targets);
+        self.top = self.index(hot.top);
+        // A full stack dropped its oldest.
+        let end = self.index(hot.highest) + DEPTH;
+        if end < BOTTOM {
+            let down = BOTTOM - end;
+            self.stack.copy_within(self.top..end, self.top + down);
+            self.top += down;
+        }
+        Batch::Walked
+    }
+
+    /// Puts back what pops uncovered and pushes overwrote.
+    fn restore(&mut self) {
+        self.stack[self.top..][..MAX_STEPS].copy_from_slice(&self.saved);
     }
 }
 
-/// Outcomes that the one round of a batch in tests may use up.
-const FEW: u32 = 5;
+/// The steps of a batch, in lanes side by side.
+macro_rules! walk {
+    ($lines:ident, $logged:ident, $loads:ident, $rounds:ident, $(($hot:ident, $lane:ident)),+) => {
+        for _ in 0..$loads.min(LOADS) {
+            $(load(&mut $hot, &$lane.stretch);)+
+            for _ in 0..$rounds {
+                // SAFETY: every name of a line, in lines, targets and stacks, was made from a node that has one, and
+                // lines never go. Targets end with one that no position equals. Each stack has room for all steps of a
+                // batch on both sides of where its top may be, and the log, which is empty between batches, for all
+                // steps of all lanes.
+                unsafe {
+                    for _ in 0..STEPS {
+                        $(step::<1>($lines, &mut $hot, &mut $logged);)+
+                    }
+                    $(step_by_target($lines, &mut $hot, &$lane.stretch, &mut $logged);)+
+                }
+            }
+            $($hot.base = $hot.used();)+
+            $($hot.bits = 1 << MARK;)+
+        }
+    };
+}
 
-/// Walks a batch in each of the lanes; `loads` is the least of what [`Lane::loads`] allows them.
-pub(super) fn batch<const K: usize>(
+/// Walks a batch in the lane; `loads` is at most what [`Lane::loads`] allows it.
+pub(super) fn batch_of_one(
     lines: &mut [Line],
-    lanes: [&mut Lane; K],
+    lane: &mut Lane,
+    log: &mut Log,
     loads: usize,
     few: bool,
-) -> [Batch; K] {
+) -> Batch {
+    let rounds = if few { 1 } else { ROUNDS };
+    let lines = lines.as_mut_ptr();
+    let mut hot = lane.hot();
+    let mut logged = log.transfers.as_mut_ptr();
+    walk!(lines, logged, loads, rounds, (hot, lane));
+    log.until(logged);
+    let result = lane.judge(&hot);
+    if result == Batch::TakenBack {
+        take_back(lines, lane, log, loads, rounds);
+    }
+    result
+}
+
+/// Walks a batch in each of the lanes; `loads` is at most what [`Lane::loads`] allows each of them.
+pub(super) fn batch_of_three(
+    lines: &mut [Line],
+    lanes: [&mut Lane; 3],
+    log: &mut Log,
+    loads: usize,
+    few: bool,
+) -> [Batch; 3] {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2") {
+    if is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2") && is_x86_feature_detected!("avx")
+    {
         // SAFETY: the CPU has what the function needs.
-        return unsafe { batch_with_bmi(lines, lanes, loads, few) };
+        return unsafe { batch_of_three_here(lines, lanes, log, loads, few) };
     }
-    batch_anywhere(lines, lanes, loads, few)
+    batch_of_three_anywhere(lines, lanes, log, loads, few)
 }
 
-/// Shifts by a register and the search for the mark are one operation each, not three.
+/// Shifts by a register and the search for the mark are one operation each, not three; stacks are copied in a few.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "bmi1,bmi2")]
-fn batch_with_bmi<const K: usize>(
+#[target_feature(enable = "avx,bmi1,bmi2")]
+fn batch_of_three_here(
     lines: &mut [Line],
-    lanes: [&mut Lane; K],
+    lanes: [&mut Lane; 3],
+    log: &mut Log,
     loads: usize,
     few: bool,
-) -> [Batch; K] {
-    batch_anywhere(lines, lanes, loads, few)
+) -> [Batch; 3] {
+    batch_of_three_anywhere(lines, lanes, log, loads, few)
 }
 
 #[inline(always)]
-fn batch_anywhere<const K: usize>(
+fn batch_of_three_anywhere(
     lines: &mut [Line],
-    lanes: [&mut Lane; K],
+    [a, b, c]: [&mut Lane; 3],
+    log: &mut Log,
     loads: usize,
     few: bool,
-) -> [Batch; K] {
+) -> [Batch; 3] {
     let rounds = if few { 1 } else { ROUNDS };
-    let before: [Hot; K] = std::array::from_fn(|k| lanes[k].hot());
-    // What pops may uncover and pushes overwrite.
-    let saved: [[u32; SPECIAL]; K] = std::array::from_fn(|k| {
-        let mut saved = [0; SPECIAL];
-        saved.copy_from_slice(&lanes[k].stack[lanes[k].top..][..SPECIAL]);
-        saved
-    });
-    let mut hot = before;
-    for _ in 0..loads {
-        for k in 0..K {
-            load(&mut hot[k], &lanes[k].stretch);
+    let lines = lines.as_mut_ptr();
+    // By names, not in an array: so they stay in registers.
+    let (mut hot_a, mut hot_b, mut hot_c) = (a.hot(), b.hot(), c.hot());
+    let mut logged = log.transfers.as_mut_ptr();
+    walk!(lines, logged, loads, rounds, (hot_a, a), (hot_b, b), (hot_c, c));
+    log.until(logged);
+    let mut judge = |lane: &mut Lane, hot: &Hot| {
+        let result = lane.judge(hot);
+        if result == Batch::TakenBack {
+            take_back(lines, lane, log, loads, rounds);
         }
-        for _ in 0..rounds {
-            for _ in 0..2 {
-                for hot in &mut hot {
-                    // SAFETY: `at` names a line: see `step_specially`.
-                    unsafe { step::<1>(lines, hot) };
-                }
-            }
-            for k in 0..K {
-                // SAFETY: every name of a line, in lines, targets and stacks, was made from a node that has one, and
-                // lines never go. Targets end with one that no position equals. The stack has room for all special
-                // steps of a batch, and so has the log, which is empty between batches.
-                unsafe { step_specially(lines, &mut hot[k], lanes[k]) };
-            }
-        }
-        for hot in &mut hot {
-            hot.base = hot.used();
-            hot.bits = 1 << MARK;
-        }
-    }
-    let mut results = [Batch::Walked; K];
-    for (k, lane) in lanes.into_iter().enumerate() {
-        let now = hot[k];
-        let target = lane.stretch.targets.get(now.targets).map_or(u32::MAX, |target| *target as u32);
-        results[k] = if target < now.base || now.at == 0 {
-            take_back(lines, lane, before[k], loads, rounds, &saved[k]);
-            Batch::TakenBack
-        } else if (now.at, now.base, now.targets) == (before[k].at, before[k].base, before[k].targets) {
-            Batch::Parked
-        } else {
-            lane.at = now.at;
-            lane.outcomes = now.base;
-            lane.targets = now.targets;
-            lane.top = now.top;
-            lane.logged = now.logged;
-            Batch::Walked
-        };
-    }
-    results
+        result
+    };
+    [judge(a, &hot_a), judge(b, &hot_b), judge(c, &hot_c)]
 }
 
 /// Walks a batch once more, counting down.
 #[cold]
-fn take_back(
-    lines: &mut [Line],
-    lane: &mut Lane,
-    before: Hot,
-    loads: usize,
-    rounds: usize,
-    saved: &[u32; SPECIAL],
-) {
-    let restore = |lane: &mut Lane| {
-        lane.stack[before.top..][..SPECIAL].copy_from_slice(saved);
-    };
-    restore(lane);
-    let mut hot = before;
+fn take_back(lines: *mut Line, lane: &mut Lane, log: &mut Log, loads: usize, rounds: usize) {
+    lane.restore();
+    let mut again = Log::new();
+    let mut logged = again.transfers.as_mut_ptr();
+    let mut hot = lane.hot();
     for _ in 0..loads {
         load(&mut hot, &lane.stretch);
         for _ in 0..rounds {
-            // SAFETY: as in `batch`, whose steps these are.
+            // SAFETY: as in `batch_anywhere`, whose steps these are.
             unsafe {
-                step::<{ u32::MAX }>(lines, &mut hot);
-                step::<{ u32::MAX }>(lines, &mut hot);
-                let free = lines.get_unchecked((hot.at / LINE) as usize).flags & FREE;
-                let at = (hot.at / LINE) as usize;
-                step_specially(lines, &mut hot, lane);
-                if free != 0 {
-                    // Once for the step that is taken back, once for this one.
-                    lines[at].passed = lines[at].passed.wrapping_sub(2);
+                for _ in 0..STEPS {
+                    step::<{ u32::MAX }>(lines, &mut hot, &mut logged);
                 }
+                step_by_target(lines, &mut hot, &lane.stretch, &mut logged);
             }
         }
         hot.base = hot.used();
     }
-    restore(lane);
+    again.until(logged);
+    again.take().iter().for_each(|transfer| log.forget(*transfer));
+    lane.restore();
 }
 
 impl Hot {
     /// Outcomes used so far, in all.
+    #[inline(always)]
     fn used(&self) -> u32 {
         self.base + (self.bits.trailing_zeros() - MARK)
     }
@@ -243,128 +327,168 @@ fn load(hot: &mut Hot, stretch: &Stretch) {
     hot.bits = stretch.bits_at(hot.base) & !0xff | 1 << MARK;
 }
 
-/// A plain step: up to two outcomes of conditional branches.
+/// A step: up to two outcomes, a call and a return.
 #[inline(always)]
-unsafe fn step<const ONE: u32>(lines: &mut [Line], hot: &mut Hot) {
+unsafe fn step<const ONE: u32>(lines: *mut Line, hot: &mut Hot, logged: &mut *mut [u32; 2]) {
     // SAFETY: the caller's.
-    let line = unsafe { lines.get_unchecked_mut((hot.at / LINE) as usize) };
-    let outcomes = (hot.bits >> 62) as usize;
-    let next = line.next[outcomes];
-    line.count[outcomes] = line.count[outcomes].wrapping_add(ONE);
-    hot.bits <<= next & (LINE - 1);
-    hot.at = next & !(LINE - 1);
+    unsafe {
+        let line = &mut *lines.byte_add(hot.at as usize);
+        let outcomes = (hot.bits >> 62) as usize;
+        let (way, push) = (line.next[outcomes], line.push[outcomes]);
+        line.count[outcomes] = line.count[outcomes].wrapping_add(ONE);
+        let returns = way < LINE;
+        let next = select_unpredictable(returns, *hot.top, way & !(LINE - 1));
+        // Where nothing is pushed, that place is free.
+        let name = push & !(LINE - 1);
+        *hot.top.sub(1) = name;
+        hot.top = hot.top.offset(((push << 26) as i32 >> 26) as isize);
+        hot.highest = hot.highest.min(hot.top);
+        hot.bits <<= way & (LINE - 1);
+        **logged = [name, next];
+        *logged = logged.add(usize::from(returns));
+        hot.at = next;
+    }
 }
 
-/// A step through anything but a conditional branch, if the trace says so.
+/// A step to a target, if one is due and the node waits for it.
 #[inline(always)]
-unsafe fn step_specially(lines: &mut [Line], hot: &mut Hot, lane: &mut Lane) {
+unsafe fn step_by_target(lines: *mut Line, hot: &mut Hot, stretch: &Stretch, logged: &mut *mut [u32; 2]) {
     // SAFETY: the caller's.
-    let line = unsafe { lines.get_unchecked_mut((hot.at / LINE) as usize) };
-    // SAFETY: the caller's.
-    let target = unsafe { *lane.stretch.targets.get_unchecked(hot.targets) };
-    // SAFETY: the caller's.
-    let top = unsafe { *lane.stack.get_unchecked(hot.top) };
-    let flags = line.flags;
-    let is_target = u32::from(target as u32 == hot.used());
-    let by_target = (flags / TIP) & is_target & 1;
-    let is_return = (flags / RET) & 1;
-    let compressed = is_return & !by_target & (hot.bits >> 63) as u32;
-    let free = (flags / FREE) & 1;
-    let next = select_unpredictable(compressed != 0, top, line.target);
-    let next = select_unpredictable(by_target != 0, (target >> 32) as u32, next);
-    line.passed = line.passed.wrapping_add(free);
-    // SAFETY: the caller's.
-    unsafe { *lane.stack.get_unchecked_mut(hot.top - 1) = line.push };
-    let pushes = (flags / PUSH) & 1 & (free | by_target);
-    let pops = is_return & (compressed | by_target);
-    // A return that is no compressed one may find the stack empty.
-    hot.top = (hot.top - pushes as usize + pops as usize).min(BOTTOM);
-    // SAFETY: the caller's.
-    unsafe { *lane.log.get_unchecked_mut(hot.logged) = u64::from(hot.at) | u64::from(next) << 32 };
-    hot.logged += (compressed | by_target) as usize;
-    hot.targets += by_target as usize;
-    hot.bits <<= compressed;
-    hot.at = next;
+    unsafe {
+        let line = &*lines.byte_add(hot.at as usize);
+        let target = *stretch.targets.get_unchecked(hot.targets);
+        let is_due = u32::from(target as u32 == hot.used());
+        let taken = (line.flags / TIP) & is_due & 1;
+        let next = select_unpredictable(taken != 0, (target >> 32) as u32, hot.at);
+        *hot.top.sub(1) = line.ret;
+        let pushes = (line.flags / PUSH) & taken;
+        let pops = (line.flags / RET) & taken;
+        // A return that is no compressed one may find the stack empty.
+        hot.top = hot.top.sub(pushes as usize).add(pops as usize).min(hot.bottom);
+        hot.highest = hot.highest.min(hot.top);
+        **logged = [hot.at, next];
+        *logged = logged.add(taken as usize);
+        hot.targets += taken as usize;
+        hot.bits <<= taken;
+        hot.at = next;
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::NodeId;
 
-    const LOOP: u32 = LINE;
-    const RETURN: u32 = 2 * LINE;
+    const LOOP: u32 = 2 * LINE;
+    const RETURN: u32 = 3 * LINE;
+    const CALLS: u32 = 4 * LINE;
 
-    /// Nowhere, a conditional branch that leads to itself whatever it does, and a return.
+    /// Nothing, nowhere, a conditional branch that leads to itself whatever it does, a return, and a branch behind which
+    /// a call leads to itself.
     fn lines() -> Vec<Line> {
-        let mut lines: Vec<Line> = (0..3).map(Line::parked).collect();
-        lines[1].next = [LOOP | 2; 4];
-        lines[2].flags = RET | TIP;
+        let mut lines: Vec<Line> = [0, 0, 1, 2, 3].map(|id| Line::parked(NodeId(id))).to_vec();
+        lines[2].next = [LOOP | 2; 4];
+        lines[3].flags = RET | TIP;
+        (lines[3].next[2..]).fill(1);
+        (lines[3].push[2..]).fill(RETURN | 1);
+        lines[4].next = [CALLS | 1; 4];
+        lines[4].push = [LOOP | 63; 4];
         lines
     }
 
-    fn lane(at: u32, outcomes: &[bool], targets: &[(u32, u32)]) -> Lane {
-        Lane { stretch: Stretch::of(outcomes, targets), at, ..Lane::new() }
+    fn lane(at: u32, outcomes: &[bool], targets: &[(u32, u32)], stack: &[u32]) -> Lane {
+        let mut lane = Lane { stretch: Stretch::of(outcomes, targets), ..Lane::new() };
+        lane.begin(at, stack.iter().copied());
+        lane
     }
 
-    fn run(lane: &mut Lane) -> (Batch, Vec<Line>) {
-        let mut lines = lines();
+    fn run(lane: &mut Lane) -> (Batch, Vec<Line>, Vec<[u32; 2]>) {
+        let (mut lines, mut log) = (lines(), Log::new());
         let loads = lane.loads(false);
         assert!(loads > 0);
-        let [result] = batch(&mut lines, [lane], loads, false);
-        (result, lines)
+        let result = batch_of_one(&mut lines, lane, &mut log, loads, false);
+        (result, lines, log.take().to_vec())
+    }
+
+    fn stack(lane: &Lane) -> Vec<u32> {
+        lane.stack().collect()
     }
 
     #[test]
     fn what_goes_well_is_counted() {
-        let mut lane = lane(LOOP, &[true; 200], &[(190, RETURN)]);
-        let (result, lines) = run(&mut lane);
-        // Each round has two plain steps, of two outcomes each.
-        assert_eq!((result, lane.outcomes, lane.at), (Batch::Walked, 4 * SPECIAL as u32, LOOP));
-        assert_eq!(lines[1].count, [0, 0, 0, 2 * SPECIAL as u32]);
+        let mut lane = lane(LOOP, &[true; 200], &[(190, RETURN)], &[]);
+        let (result, lines, log) = run(&mut lane);
+        let steps = (LOADS * ROUNDS * STEPS) as u32;
+        assert_eq!((result, lane.outcomes, lane.at), (Batch::Walked, 2 * steps, LOOP));
+        assert_eq!((lines[2].count, log), ([0, 0, 0, steps], vec![]));
     }
 
     #[test]
     fn a_walk_past_a_target_is_taken_back() {
-        for before in [1, 2, 7, 50, 119] {
-            let mut lane = lane(LOOP, &[true; 200], &[(before, RETURN)]);
-            let (result, lines) = run(&mut lane);
-            assert_eq!((result, lane.outcomes, lane.at), (Batch::TakenBack, 0, LOOP), "{before}");
-            assert_eq!((lines[1].count, lane.targets, lane.logged), ([0; 4], 0, 0));
+        for at in [1, 2, 7, 50, 99] {
+            let mut lane = lane(LOOP, &[true; 200], &[(at, RETURN)], &[RETURN]);
+            let (result, lines, log) = run(&mut lane);
+            assert_eq!((result, lane.outcomes, lane.at), (Batch::TakenBack, 0, LOOP), "{at}");
+            assert_eq!((lines[2].count, lane.targets, log), ([0; 4], 0, vec![]));
+            assert_eq!(stack(&lane), [RETURN]);
         }
     }
 
     #[test]
     fn returns_take_outcomes_that_say_so_and_addresses_that_are_there() {
         // To itself, twice, then to the loop.
-        let mut there = lane(RETURN, &[true; 100], &[]);
-        there.top -= 3;
-        there.stack[there.top..BOTTOM].copy_from_slice(&[RETURN, RETURN, LOOP]);
-        let (result, _) = run(&mut there);
-        assert_eq!((result, there.at, there.top, there.logged), (Batch::Walked, LOOP, BOTTOM, 3));
-        assert_eq!(there.log[2], u64::from(RETURN) | u64::from(LOOP) << 32);
+        let mut there = lane(RETURN, &[true; 120], &[], &[LOOP, RETURN, RETURN]);
+        let (result, _, log) = run(&mut there);
+        assert_eq!((result, there.at, stack(&there)), (Batch::Walked, LOOP, vec![]));
+        assert_eq!(log, [[RETURN, RETURN], [RETURN, RETURN], [RETURN, LOOP]]);
 
-        let mut missing = lane(RETURN, &[true; 100], &[]);
-        missing.top -= 1;
-        missing.stack[missing.top] = RETURN;
-        let (result, _) = run(&mut missing);
-        assert_eq!((result, missing.at, missing.top), (Batch::TakenBack, RETURN, BOTTOM - 1));
-        assert_eq!(missing.stack[missing.top], RETURN);
+        let mut missing = lane(RETURN, &[true; 120], &[], &[RETURN]);
+        let (result, _, log) = run(&mut missing);
+        assert_eq!((result, missing.at, stack(&missing)), (Batch::TakenBack, RETURN, vec![RETURN]));
+        assert_eq!(log, [[0; 2]; 0]);
 
-        let mut not_taken = lane(RETURN, &[false; 100], &[]);
-        not_taken.top -= 1;
-        not_taken.stack[not_taken.top] = LOOP;
+        let mut not_taken = lane(RETURN, &[false; 120], &[], &[LOOP]);
         assert_eq!(run(&mut not_taken).0, Batch::Parked);
-        assert_eq!((not_taken.at, not_taken.outcomes, not_taken.top), (RETURN, 0, BOTTOM - 1));
+        assert_eq!((not_taken.at, not_taken.outcomes, stack(&not_taken)), (RETURN, 0, vec![LOOP]));
     }
 
     #[test]
     fn a_return_by_target_pops_what_there_is() {
         for depth in [0, 1, 2] {
-            let mut lane = lane(RETURN, &[true; 100], &[(0, LOOP)]);
-            lane.top -= depth;
-            let (result, _) = run(&mut lane);
+            let mut lane = lane(RETURN, &[true; 120], &[(0, LOOP)], &[CALLS, RETURN][..depth]);
+            let (result, _, log) = run(&mut lane);
             assert_eq!((result, lane.at, lane.targets), (Batch::Walked, LOOP, 1));
-            assert_eq!(lane.top, BOTTOM - depth.saturating_sub(1));
+            assert_eq!(stack(&lane), [CALLS, RETURN][..depth.saturating_sub(1)]);
+            assert_eq!(log, [[RETURN, LOOP]]);
+        }
+    }
+
+    /// The walk fails in one of three lanes only: the others' transfers stay.
+    #[test]
+    fn what_is_taken_back_is_not_logged() {
+        let well = || lane(RETURN, &[true; 120], &[], &[LOOP, RETURN]);
+        let (mut a, mut c) = (well(), well());
+        let mut b = lane(RETURN, &[true; 120], &[], &[RETURN, RETURN]);
+        let (mut lines, mut log) = (lines(), Log::new());
+        let results = batch_of_three(&mut lines, [&mut a, &mut b, &mut c], &mut log, 2, false);
+        assert_eq!(results, [Batch::Walked, Batch::TakenBack, Batch::Walked]);
+        let mut left = log.take().to_vec();
+        left.sort_unstable();
+        assert_eq!(left, [[RETURN, LOOP], [RETURN, LOOP], [RETURN, RETURN], [RETURN, RETURN]]);
+        assert_eq!((b.at, stack(&b)), (RETURN, vec![RETURN, RETURN]));
+    }
+
+    #[test]
+    fn a_full_stack_drops_the_oldest() {
+        let steps = LOADS * ROUNDS * STEPS;
+        for before in [0, 1, 13, 14, 15, 63, 64] {
+            let older: Vec<u32> = (0..before as u32).map(|index| (index + 9) * LINE).collect();
+            let mut lane = lane(CALLS, &[true; 200], &[], &older);
+            assert_eq!(run(&mut lane).0, Batch::Walked);
+            let mut expected = older;
+            expected.extend(std::iter::repeat_n(LOOP, steps));
+            let dropped = expected.len().saturating_sub(DEPTH);
+            assert_eq!(stack(&lane), expected[dropped..], "{before}");
         }
     }
 }

@@ -7,11 +7,11 @@
 //! walker 2 ──► strip ─┘                └─►
 //! ```
 
-use super::bulk::{ALMOST_FULL, BOTTOM, Batch, LOAD, Lane, MAX_STEPS, batch};
+use super::bulk::{Batch, LOAD, Lane, Log, MAX_STEPS, batch_of_one, batch_of_three};
 use super::cursor::{Place, ReturnAddress};
 use super::{Context, Engine, UnitResult, Walker};
-use crate::graph::compact::LINE;
-use crate::graph::{Graph, NOWHERE, NodeId};
+use crate::graph::compact::{DEAD, name, named};
+use crate::graph::{Graph, NOWHERE};
 use crate::packet::ExecMode;
 use crate::plan::Unit;
 use crate::sink::{CountOnly, Sink};
@@ -66,31 +66,21 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         if node == NOWHERE {
             return false;
         }
-        // What is stripped in vain would cost more than it ever saved.
-        if self.cursor.stack.depth() > ALMOST_FULL {
-            return false;
-        }
         let data = &self.reader.rest()[..self.bytes_ahead()];
         let (mode, last_ip) = (self.cursor.mode, self.cursor.last_ip);
         lane.stretch.strip(data, self.graph, &self.code, mode, last_ip, self.errata.skd007);
-        lane.outcomes = 0;
-        lane.targets = 0;
-        lane.stopped = false;
-        lane.stack[BOTTOM] = 0;
-        lane.top = BOTTOM;
-        for others in (0..self.cursor.stack.depth()).rev() {
-            lane.top -= 1;
-            let node = match self.cursor.stack.below(others, 0) {
+        let (stack, graph, code) = (&self.cursor.stack, &mut *self.graph, &self.code);
+        let addresses = (0..stack.depth()).rev().map(|others| {
+            name(match stack.below(others, 0) {
                 Some(ReturnAddress::Node(node)) => node,
-                Some(ReturnAddress::Ip(ip)) => self.graph.node_at_ip(&self.code, mode, ip),
+                Some(ReturnAddress::Ip(ip)) => graph.node_at_ip(code, mode, ip),
                 None => NOWHERE,
-            };
-            lane.stack[lane.top] = node.0 * LINE;
-        }
+            })
+        });
+        lane.begin(name(node), addresses);
         if !self.graph.make_compact() {
             return false;
         }
-        lane.at = node.0 * LINE;
         lane.loads(self.is_interrupted()) > 0
     }
 
@@ -102,7 +92,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
     fn take_back(&mut self, lane: &Lane) {
         let data = self.reader.rest();
         self.bulk = Bulk::After(AFTER_STOP);
-        let place = lane.stretch.place(data, lane.outcomes, lane.targets, self.errata.skd007);
+        let place = lane.stretch.place(data, lane.outcomes, self.errata.skd007);
         let Some(place) = place else { return };
         let is_short = lane.stretch.outcomes - lane.outcomes < 2 * LOAD;
         self.bulk = if is_short && !lane.stopped || self.is_interrupted() {
@@ -111,17 +101,17 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             // Nothing is stripped twice: however often lanes stop, time stays linear.
             Bulk::After(AFTER_STOP.max(lane.stretch.bytes.saturating_sub(place.byte)))
         };
-        let Some(ip) = self.graph.ip_of(NodeId(lane.at / LINE)) else { return };
+        let Some(ip) = self.graph.ip_of(named(lane.at)) else { return };
         self.cursor.place = Place::At(ip);
         self.cursor.last_ip = place.last_ip;
         // What was not popped, and lies where it did, may be an address that no node begins at.
         let before = self.cursor.stack.clone();
         self.cursor.stack.clear();
-        for (height, &line) in lane.stack[lane.top..BOTTOM].iter().rev().enumerate() {
+        for (height, address) in lane.stack().enumerate() {
             let kept = before.depth().checked_sub(height + 1).and_then(|others| before.below(others, 0));
             self.cursor.stack.push(match kept {
-                Some(address) if line == 0 => address,
-                _ => ReturnAddress::Node(NodeId(line / LINE)),
+                Some(kept) if address == DEAD => kept,
+                _ => ReturnAddress::Node(named(address)),
             });
         }
         self.packet_at = AuxOffset(self.reader.offset().0.wrapping_add(place.packet as u64));
@@ -167,9 +157,7 @@ impl Row<'_, '_, '_> {
 
     /// After a batch: whether the lane can go on.
     fn goes_on(&mut self, graph: &mut Graph, batch: Batch) -> bool {
-        graph.count_log(&self.lane.log[..self.lane.logged]);
-        self.lane.logged = 0;
-        let node = NodeId(self.lane.at / LINE);
+        let node = named(self.lane.at);
         if batch == Batch::TakenBack {
             return false;
         }
@@ -197,6 +185,7 @@ pub(crate) fn walk_units<'a, 'm, 'u>(
         .map(|(graph, sink)| (graph, sink, Box::new(Lane::new())))
         .collect();
     let mut rows: Vec<Row<'_, 'a, 'm>> = Vec::with_capacity(lanes);
+    let mut log = Box::new(Log::new());
     loop {
         while let Some((stand_in, sink, lane)) = idle.pop() {
             let Some((index, unit)) = next() else {
@@ -219,7 +208,7 @@ pub(crate) fn walk_units<'a, 'm, 'u>(
         if rows.is_empty() {
             return;
         }
-        batches(&mut rows, graph, lanes, engine);
+        batches(&mut rows, graph, &mut log, lanes, engine);
         // Lanes that came to their end, or cannot go on.
         for index in (0..rows.len()).rev() {
             let row = &mut rows[index];
@@ -253,7 +242,7 @@ fn is_few(engine: Engine) -> bool {
 }
 
 /// Walks all lanes until one of them needs its walker.
-fn batches(rows: &mut [Row<'_, '_, '_>], graph: &mut Graph, lanes: usize, engine: Engine) {
+fn batches(rows: &mut [Row<'_, '_, '_>], graph: &mut Graph, log: &mut Log, lanes: usize, engine: Engine) {
     let few = is_few(engine);
     loop {
         let loads = rows.iter().map(|row| row.lane.loads(few)).min().unwrap_or(0);
@@ -264,13 +253,15 @@ fn batches(rows: &mut [Row<'_, '_, '_>], graph: &mut Graph, lanes: usize, engine
         graph.compact.steps += (lanes * MAX_STEPS) as u32;
         if let [a, b, c] = rows {
             let lanes = [&mut *a.lane, &mut *b.lane, &mut *c.lane];
-            let results = batch(&mut graph.compact.lines, lanes, loads, few);
+            let results = batch_of_three(&mut graph.compact.lines, lanes, log, loads, few);
+            graph.count_log(log.take());
             for (row, result) in rows.iter_mut().zip(results) {
                 row.lane.stopped = !row.goes_on(graph, result);
             }
         } else {
             for row in rows.iter_mut() {
-                let [result] = batch(&mut graph.compact.lines, [&mut *row.lane], loads, few);
+                let result = batch_of_one(&mut graph.compact.lines, &mut row.lane, log, loads, few);
+                graph.count_log(log.take());
                 row.lane.stopped = !row.goes_on(graph, result);
             }
         }
