@@ -4,11 +4,12 @@ use crate::load::{self, Loaded};
 use crate::replay::pick::Nowhere;
 use crate::unknown_code::{self, UnknownCosts};
 use ptflow_decoder::image::Images;
-use ptflow_decoder::jobs::calls::{CallStacks, CallSteps, FrameSink, OuterFrames};
+use ptflow_decoder::jobs::calls::{CallStacks, CallSteps, FrameSink, LoopSteps, OuterFrames};
 use ptflow_decoder::ledger::Ledger;
 use ptflow_decoder::owners::ThreadId;
 use ptflow_decoder::plan::{Unit, Window};
-use ptflow_decoder::run;
+use ptflow_decoder::run::{self, Options};
+use ptflow_decoder::sink::Sink;
 use ptflow_decoder::walk::{Engine, UnitResult};
 use std::sync::Arc;
 
@@ -83,11 +84,13 @@ pub struct Part {
     pub functions: Option<Arc<[bool]>>,
     /// What is known to have been open before.
     pub outer: OuterFrames,
+    /// With the rounds of loops.
+    pub loops: bool,
 }
 
 impl Default for Part {
     fn default() -> Self {
-        Self { windows: vec![Window::ALL], functions: None, outer: OuterFrames::default() }
+        Self { windows: vec![Window::ALL], functions: None, outer: OuterFrames::default(), loops: false }
     }
 }
 
@@ -129,36 +132,51 @@ fn run_part<S: FrameSink>(
     part: &Part,
     sink: S,
 ) -> Result<(CallStacks<S>, Folded<()>), S::Error> {
-    let owners = loaded.owners(pool);
+    let options = load::options(pool, Engine::Fast, progress);
+    match &part.functions {
+        Some(functions) => {
+            let new = || CallSteps::only(functions.clone());
+            run_steps(loaded, images, &options, part, new, sink)
+        }
+        None if part.loops => run_steps(loaded, images, &options, part, LoopSteps::default, sink),
+        None => run_steps(loaded, images, &options, part, CallSteps::default, sink),
+    }
+}
+
+fn run_steps<P: Sink + Send + AsRef<CallSteps>, S: FrameSink>(
+    loaded: &Loaded<'_>,
+    images: &Images<'_>,
+    options: &Options<'_>,
+    part: &Part,
+    new_steps: impl Fn() -> P + Sync,
+    sink: S,
+) -> Result<(CallStacks<S>, Folded<()>), S::Error> {
+    let new_steps = |_: &Unit| new_steps();
+    let owners = loaded.owners(options.pool);
     let contexts = loaded.contexts(images, &owners);
     let stacks = contexts.len() + loaded.capture.schedules.threads.len();
     let stacks = CallStacks::new(stacks, loaded.capture.config.time, sink);
     let mut stacks = stacks.with_outer(part.outer.clone());
     let (mut instructions, mut units) = (0, 0);
-    let new_steps = |_: &Unit| match &part.functions {
-        Some(functions) => CallSteps::only(functions.clone()),
-        None => CallSteps::default(),
-    };
-    let options = load::options(pool, Engine::Fast, progress);
     let mut count = |result: &UnitResult| {
         instructions += result.end.instructions();
         units += 1;
     };
     let ledgers = if owners.iter().all(Vec::is_empty) {
-        run::in_order_within(&contexts, &options, &part.windows, new_steps, |unit, steps, result| {
+        run::in_order_within(&contexts, options, &part.windows, new_steps, |unit, steps, result| {
             count(&result);
-            stacks.take(unit, &steps, &result)
+            stacks.take(unit, steps.as_ref(), &result)
         })
     } else {
         run::in_time_order_within(
             &contexts,
-            &options,
+            options,
             &part.windows,
             new_steps,
             |unit, steps, result, reach| {
                 count(&result);
                 let stack = |thread| stack_of(loaded, contexts.len(), unit.stream, thread);
-                stacks.take_shared(unit, &steps, &result, stack, reach)
+                stacks.take_shared(unit, steps.as_ref(), &result, stack, reach)
             },
         )
     }?;

@@ -4,8 +4,10 @@ use ptflow_decoder::jobs::invocations::Durations;
 use ptflow_decoder::units::Ns;
 use std::io::{self, Write};
 
-/// Columns of the longest bar.
-const WIDTH: u64 = 40;
+/// Columns of the longest bar, where there is room.
+const WIDTH: usize = 40;
+/// At least, whatever the width.
+const LEAST: usize = 10;
 
 /// Bounds of rows between 1 and 10: about equal steps on a logarithmic scale (Renard's R10, rounded).
 const FINE: [u64; 10] = [100, 120, 150, 200, 250, 300, 400, 500, 600, 800];
@@ -13,7 +15,13 @@ const FINE: [u64; 10] = [100, 120, 150, 200, 250, 300, 400, 500, 600, 800];
 const COARSE: [u64; 3] = [100, 200, 500];
 
 /// Writes a row for each stretch of durations, with its count and a bar. Several empty rows are one line of dots.
-pub fn draw(out: &mut impl Write, durations: &Durations, text: impl Fn(Ns) -> String) -> io::Result<()> {
+/// No line has more columns than `columns`, unless its figures have.
+pub fn draw(
+    out: &mut impl Write,
+    durations: &Durations,
+    columns: usize,
+    text: impl Fn(Ns) -> String,
+) -> io::Result<()> {
     let (Some(min), Some(max)) = (durations.permille(0), durations.permille(1000)) else { return Ok(()) };
     let rows = rows(durations, min, max);
     let most = rows.iter().map(|row| row.2).max().unwrap_or(0).max(1);
@@ -21,6 +29,7 @@ pub fn draw(out: &mut impl Write, durations: &Durations, text: impl Fn(Ns) -> St
     let width =
         bounds.iter().map(|(from, to)| from.chars().count().max(to.chars().count())).max().unwrap_or(0);
     let digits = most.to_string().len();
+    let longest = columns.saturating_sub(2 + width + 3 + width + 2 + digits + 1).clamp(LEAST, WIDTH);
     let mut at = 0;
     while at < rows.len() {
         let empty = rows[at..].iter().take_while(|row| row.2 == 0).count();
@@ -30,7 +39,7 @@ pub fn draw(out: &mut impl Write, durations: &Durations, text: impl Fn(Ns) -> St
             continue;
         }
         let (count, (from, to)) = (rows[at].2, &bounds[at]);
-        let bar = bar(count, most);
+        let bar = bar(count, most, longest);
         let line = format!("  {from:>width$} - {to:>width$}  {count:>digits$} {bar}");
         writeln!(out, "{}", line.trim_end())?;
         at += 1;
@@ -63,8 +72,8 @@ fn rows(durations: &Durations, min: Ns, max: Ns) -> Vec<(Ns, Ns, u64)> {
 }
 
 /// A bar in eighths of a column; never nothing for something.
-fn bar(count: u64, most: u64) -> String {
-    let eighths = (u128::from(count) * u128::from(WIDTH * 8)).div_ceil(u128::from(most.max(1))) as u64;
+fn bar(count: u64, most: u64, longest: usize) -> String {
+    let eighths = (u128::from(count) * (longest as u128 * 8)).div_ceil(u128::from(most.max(1))) as u64;
     let part = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"][(eighths % 8) as usize];
     "█".repeat((eighths / 8) as usize) + part
 }
@@ -79,7 +88,7 @@ mod tests {
             (0..*count).for_each(|_| durations.add(Ns(*ns)));
         }
         let mut out = Vec::new();
-        draw(&mut out, &durations, |ns| ns.0.to_string()).expect("memory");
+        draw(&mut out, &durations, 100, |ns| ns.0.to_string()).expect("memory");
         String::from_utf8(out).expect("text")
     }
 

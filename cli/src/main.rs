@@ -21,6 +21,7 @@ mod report;
 mod selection;
 mod source_lines;
 mod sources;
+mod terminal;
 mod unknown_code;
 
 use clap::Parser;

@@ -140,3 +140,66 @@ fn a_function_that_never_runs() {
     let said = String::from_utf8_lossy(&replay.stderr);
     assert!(said.contains("never entered in this trace") && said.contains("names like it: handle"), "{said}");
 }
+
+/// Loops went round as often as the recorder saw jumps back, function by function.
+#[test]
+fn iterations_are_the_truths() {
+    fn each(node: &serde_json::Value, sums: &mut BTreeMap<String, u64>) {
+        let loops = node["loops"].as_array().into_iter().flatten();
+        let sum: u64 = loops.map(|one| one["iterations"].as_u64().expect("a count")).sum();
+        *sums.entry(node["name"].as_str().expect("a name").to_owned()).or_default() += sum;
+        node["children"].as_array().into_iter().flatten().for_each(|child| each(child, sums));
+    }
+    for recorded in [by_thread(), by_cpu()] {
+        let which = ["--function", "handle"];
+        let found = found(recorded, &which);
+        let truth = recorded.truth("handle", |_| true);
+        let mut all = 0;
+        for rank in (0..found.len()).step_by(9) {
+            let (tid, start, ..) = found[rank];
+            let before = found.iter().filter(|of| of.0 == tid && of.1 < start).count();
+            let expected = &truth[&tid][before];
+            let nth = (rank + 1).to_string();
+            let tree = recorded.json("replay", &[&which[..], &["--nth", &nth, "--json", "--quiet"]].concat());
+            let mut sums = BTreeMap::new();
+            each(&tree["root"], &mut sums);
+            for function in ["handle", "last", "fib", "even", "odd", "chain", "on_signal", "other"] {
+                let (begin, end) = recorded.function(function);
+                let inside = |addr: Option<u64>| addr.is_some_and(|addr| (begin..end).contains(&addr));
+                let back = |one: &&recording::Transfer| {
+                    matches!(&*one.kind, "jcc" | "jmp" | "jmp_ind")
+                        && one.to.is_some()
+                        && one.to <= one.from
+                        && inside(one.from)
+                        && inside(one.to)
+                };
+                let back = expected.transfers.iter().filter(back).count() as u64;
+                assert_eq!(sums.get(function).copied().unwrap_or(0), back, "{function} in {rank}");
+                all += back;
+            }
+        }
+        assert!(all > 200, "{all}");
+    }
+}
+
+/// Core cycles of an invocation without system calls are the truth's, but for where it begins: a direct jump leads to it,
+/// of which no packet tells.
+#[test]
+fn cycles_are_the_truths() {
+    let csv = by_thread().ptflow("calls", &["--function", "last", "--csv"]);
+    let mut found: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
+    for line in csv.lines().skip(1) {
+        let fields: Vec<&str> = line.split(',').collect();
+        let number = |at: usize| fields[at].parse::<u64>().expect("a number");
+        found.entry(number(1) as u32).or_default().push((number(2), number(9)));
+    }
+    for (tid, expected) in by_thread().truth("last", |_| false) {
+        let found = &found[&tid];
+        assert_eq!(found.len(), expected.len());
+        let cycles = |one: &Invocation| one.cycles.1 - one.cycles.0;
+        for (found, expected) in found.iter().zip(&expected) {
+            let apart = found.1.abs_diff(cycles(expected));
+            assert!(apart <= 12, "{} cycles, not {}", found.1, cycles(expected));
+        }
+    }
+}

@@ -172,10 +172,24 @@ fn against_the_median_the_planted_difference_is_first() {
     let saved = folder.path().join("usual.json");
     let saved = saved.to_str().expect("UTF-8");
     text("replay", &[&REQUEST[..], &["--slowest", "200", "--json", "-o", saved]].concat());
-    let beside = |other| text("replay", &[&REQUEST[..], &["--slowest", "--against", other]].concat());
-    let table = |text: &str| -> Vec<String> {
-        text.lines().skip(3).take_while(|line| !line.is_empty()).map(str::to_owned).collect()
+    let beside = |other| {
+        let output = Command::new(env!("CARGO_BIN_EXE_ptflow"))
+            .arg("replay")
+            .arg(sample().join("perf.data"))
+            .arg("--images")
+            .arg(sample())
+            .args([&REQUEST[..], &["--slowest", "--against", other]].concat())
+            .env("COLUMNS", "200")
+            .output()
+            .expect("ptflow runs");
+        String::from_utf8(output.stdout).expect("text")
     };
+    // But for what the other one is called.
+    let table = |text: &str| -> Vec<Vec<String>> {
+        let rows = text.lines().skip(4).take_while(|line| !line.starts_with("functions only in"));
+        rows.map(|line| line.split_whitespace().map(str::to_owned).collect()).collect()
+    };
+    assert!(table(&beside("200")).len() > 3);
     assert_eq!(table(&beside(saved)), table(&beside("200")));
 }
 
@@ -345,5 +359,81 @@ fn what_the_ends_of_the_trace_cut_is_shown() {
         assert_eq!(tree["root"]["instructions"], one["instructions"]);
         assert!(tree["cut"].as_str().is_some_and(|cut| cut.contains(said)), "{tree:#}");
         assert!(text("replay", &args).contains(said));
+    }
+}
+
+/// What a command prints to a terminal of so many columns: `script` gives it one.
+fn on_a_terminal(args: &[&str], columns: &str, more: &str) -> Option<String> {
+    let capture = sample().join("perf.data");
+    let command = format!(
+        "stty rows 40 cols {columns}; {more} {} {} {} --images {} --quiet",
+        env!("CARGO_BIN_EXE_ptflow"),
+        args[0],
+        capture.display(),
+        sample().display()
+    );
+    let command = args[1..].iter().fold(command, |command, arg| format!("{command} {arg}"));
+    let output = Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .env_remove("COLUMNS")
+        .env_remove("NO_COLOR")
+        .output()
+        .ok()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(String::from_utf8(output.stdout).expect("text").replace('\r', ""))
+}
+
+/// Without what colours text.
+fn plain(text: &str) -> String {
+    let codes = ["0", "1", "2", "31", "32"];
+    codes.iter().fold(text.to_owned(), |text, code| text.replace(&format!("\x1b[{code}m"), ""))
+}
+
+/// Colours on a terminal alone, unless they are unwanted; no line is longer than the terminal is wide; the text is the same.
+#[test]
+fn terminals_have_widths_and_colours() {
+    let commands: [&[&str]; 4] = [
+        &["calls", "--function", "handle_request"],
+        &["replay", "--function", "handle_request", "--slowest"],
+        &["replay", "--function", "handle_request", "--slowest", "--against", "median"],
+        &["replay", "--function", "take_request", "--slowest", "--instructions"],
+    ];
+    for command in commands {
+        let piped = ptflow(command[0], &command[1..]);
+        let piped = String::from_utf8(piped.stdout).expect("text");
+        assert!(!piped.contains('\x1b'), "{piped}");
+        for columns in ["80", "100", "132"] {
+            let Some(shown) = on_a_terminal(command, columns, "") else {
+                println!("skipped: there is no script; install Debian's package bsdutils");
+                return;
+            };
+            assert!(shown.contains("\x1b["), "{shown}");
+            let shown = plain(&shown);
+            assert!(!shown.contains('\x1b'), "{shown}");
+            let widest = shown.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+            assert!(Some(widest) <= columns.parse().ok(), "{widest} of {columns}:\n{shown}");
+            if columns == "100" && !command.contains(&"--instructions") {
+                assert_eq!(shown, piped, "without a terminal lines have 100 columns");
+            }
+            let without = on_a_terminal(command, columns, "NO_COLOR=1").expect("as above");
+            assert_eq!(without, shown);
+        }
+    }
+}
+
+/// The README tells the story of the slow request with what the commands print.
+#[test]
+fn the_readme_has_the_real_output() {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let readme = std::fs::read_to_string(readme).expect("the README");
+    let slowest = [&REQUEST[..], &["--slowest"]].concat();
+    for (output, lines) in [
+        (text("calls", &[&REQUEST[..], &["--top", "3"]].concat()), usize::MAX),
+        (text("replay", &slowest), 12),
+        (text("replay", &[&slowest[..], &["--against", "median"]].concat()), usize::MAX),
+    ] {
+        let set_in = |line: &str| format!("    {line}").trim_end().to_owned() + "\n";
+        let shown: String = output.lines().take(lines).map(set_in).collect();
+        assert!(readme.contains(&shown), "not in the README:\n{shown}");
     }
 }

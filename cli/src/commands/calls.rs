@@ -10,6 +10,7 @@ use crate::load::{self, Loaded};
 use crate::off_cpu::OffCpu;
 use crate::progress::Progress;
 use crate::report::Outcome;
+use crate::terminal::Terminal;
 use anyhow::Context as _;
 use ptflow_decoder::image::FunctionId;
 use ptflow_decoder::jobs::between::Marker;
@@ -52,8 +53,11 @@ pub fn run(args: &CallsArgs) -> anyhow::Result<()> {
     }
     let mut figures = Figures::new(args.top);
     if args.csv {
-        writeln!(out, "function,tid,start_ns,duration_ns,instructions,begin,end,untraced_ns,off_cpu_ns")
-            .with_context(cannot)?;
+        writeln!(
+            out,
+            "function,tid,start_ns,duration_ns,instructions,begin,end,untraced_ns,off_cpu_ns,cycles"
+        )
+        .with_context(cannot)?;
     }
     let take = |invocation: Invocation| {
         figures.add(invocation);
@@ -72,7 +76,7 @@ pub fn run(args: &CallsArgs) -> anyhow::Result<()> {
         serde_json::to_writer_pretty(&mut out, &summary).with_context(cannot)?;
         writeln!(out).with_context(cannot)?;
     } else if !args.csv {
-        summary.write(&mut out).with_context(cannot)?;
+        summary.write(&mut out, Terminal::of(&args.output)).with_context(cannot)?;
     }
     for (out, cannot) in [(Some(out), &cannot as &dyn Fn() -> String), (index, &cannot_index)] {
         let Some(out) = out else { continue };
@@ -167,7 +171,9 @@ impl Names<'_> {
         let (tid, start, duration) = (self.tid(invocation), invocation.start.0, invocation.duration().0);
         let (instructions, untraced) = (invocation.instructions, invocation.untraced.0);
         let off_cpu = self.off_cpu(invocation).map_or(String::new(), |ns| ns.to_string());
-        writeln!(out, "{name},{tid},{start},{duration},{instructions},{began},{ended},{untraced},{off_cpu}")
+        let cycles = invocation.cycles.map_or(String::new(), |cycles| cycles.to_string());
+        write!(out, "{name},{tid},{start},{duration},{instructions},{began},{ended},{untraced},{off_cpu}")?;
+        writeln!(out, ",{cycles}")
     }
 
     fn index(&self, out: &mut impl Write, invocation: &Invocation) -> io::Result<()> {

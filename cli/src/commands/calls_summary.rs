@@ -4,10 +4,11 @@ use super::calls::Names;
 use crate::find_function::Functions;
 use crate::histogram;
 use crate::index;
+use crate::terminal::Terminal;
 use ptflow_decoder::image::FunctionId;
 use ptflow_decoder::jobs::invocations::{Begin, Durations, End, Invocation, Slowest};
 use ptflow_decoder::units::Ns;
-use ptflow_exporters::call_tree::duration;
+use ptflow_exporters::call_tree::{count, cut, duration, ipc};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Write};
@@ -127,6 +128,9 @@ struct Slow {
     start_ns: u64,
     duration_ns: u64,
     instructions: u64,
+    /// Core cycles of traced code in it, and instructions per cycle, where the trace has cycles.
+    cycles: Option<u64>,
+    ipc: Option<f64>,
     /// Time in it without trace.
     untraced_ns: u64,
     /// Of that, time off CPU, where the capture tells it.
@@ -176,6 +180,8 @@ impl Summary {
             start_ns: invocation.start.0,
             duration_ns: invocation.duration().0,
             instructions: invocation.instructions,
+            cycles: invocation.cycles,
+            ipc: ipc(invocation.instructions, invocation.cycles).and_then(|ipc| ipc.parse().ok()),
             untraced_ns: invocation.untraced.0,
             off_cpu_ns: names.off_cpu(&invocation),
         };
@@ -202,10 +208,11 @@ impl Summary {
     }
 
     /// For people.
-    pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
+    pub fn write(&self, out: &mut impl Write, terminal: Terminal) -> io::Result<()> {
+        let Terminal { width, paint, .. } = terminal;
         let time = |ns: Ns| if self.clock == "ns" { duration(ns.0) } else { format!("{} ticks", ns.0) };
-        writeln!(out, "{}: {}", self.function, self.how_many())?;
-        self.write_functions(out)?;
+        writeln!(out, "{}: {}", paint.bold(&self.function), self.how_many())?;
+        self.write_functions(out, width)?;
         for (count, what) in self.cut_off() {
             writeln!(out, "  not in the figures: {count} {what}")?;
         }
@@ -232,12 +239,12 @@ impl Summary {
         ];
         let heads: String = ranks.iter().map(|(head, _)| format!("{head:>12}")).collect();
         let values: String = ranks.iter().map(|(_, ns)| format!("{:>12}", time(Ns(*ns)))).collect();
-        writeln!(out, "{heads}\n{values}\n")?;
+        writeln!(out, "{}\n{values}\n", paint.dim(&heads))?;
         if self.complete > 1 {
-            histogram::draw(out, &self.durations, |ns| bound(&time(ns)))?;
+            histogram::draw(out, &self.durations, width, |ns| bound(&time(ns)))?;
             writeln!(out)?;
         }
-        self.write_slowest(out, time)
+        self.write_slowest(out, time, terminal)
     }
 
     /// A time as `replay --at` reads it.
@@ -260,7 +267,7 @@ impl Summary {
         }
     }
 
-    fn write_functions(&self, out: &mut impl Write) -> io::Result<()> {
+    fn write_functions(&self, out: &mut impl Write, width: usize) -> io::Result<()> {
         const MOST: usize = 20;
         match &self.functions[..] {
             [only] if only.name == self.function => return Ok(()),
@@ -269,6 +276,7 @@ impl Summary {
         let called = self.functions.iter().take_while(|function| function.count > 0).count();
         for OfFunction { name, count, place } in self.functions.iter().take(called.min(MOST)) {
             let place = place.as_ref().map_or(String::new(), |place| format!("  ({place})"));
+            let name = cut(name, width.saturating_sub(14 + place.chars().count()).max(20));
             writeln!(out, "  {count:>10}  {name}{place}")?;
         }
         if called > MOST {
@@ -297,7 +305,12 @@ impl Summary {
         .filter(|(count, _)| *count > 0)
     }
 
-    fn write_slowest(&self, out: &mut impl Write, time: impl Fn(Ns) -> String) -> io::Result<()> {
+    fn write_slowest(
+        &self,
+        out: &mut impl Write,
+        time: impl Fn(Ns) -> String,
+        terminal: Terminal,
+    ) -> io::Result<()> {
         if self.slowest.is_empty() {
             return Ok(());
         }
@@ -308,16 +321,22 @@ impl Summary {
         // What is nowhere needs no column.
         let untraced = self.slowest.iter().any(|slow| slow.untraced_ns > 0);
         let off_cpu = self.slowest.iter().any(|slow| slow.off_cpu_ns.is_some());
+        let cycles = self.slowest.iter().any(|slow| slow.cycles.is_some());
         let column = |shown: bool, text: String| if shown { format!("{text:>12}") } else { String::new() };
+        let ratio = |text: &str| if cycles { format!("{text:>6}") } else { String::new() };
         let heads = column(untraced, "untraced".to_owned()) + &column(off_cpu, "off CPU".to_owned());
-        writeln!(out, "  {:>width$}    duration{heads}  instructions  thread", "start")?;
+        let head = format!("  {:>width$}    duration{heads}  instructions{}  thread", "start", ratio("IPC"));
+        writeln!(out, "{}", terminal.paint.dim(&head))?;
         for slow in &self.slowest {
             let Slow { tid, thread, instructions, .. } = slow;
             let off = slow.off_cpu_ns.map_or("-".to_owned(), |ns| time(Ns(ns)));
             let more = column(untraced, time(Ns(slow.untraced_ns))) + &column(off_cpu, off);
             let (start, took) = (start(slow.start_ns), time(Ns(slow.duration_ns)));
+            let ipc = ratio(&ipc(*instructions, slow.cycles).unwrap_or_default());
+            let figures = format!("  {start:>width$}{took:>12}{more}{:>14}{ipc}  ", count(*instructions));
             let function = if several { format!("  {}", slow.function) } else { String::new() };
-            writeln!(out, "  {start:>width$}{took:>12}{more}  {instructions:>12}  {tid} {thread}{function}")?;
+            let room = terminal.width.saturating_sub(figures.chars().count()).max(20);
+            writeln!(out, "{figures}{}", cut(&format!("{tid} {thread}{function}"), room))?;
         }
         Ok(())
     }

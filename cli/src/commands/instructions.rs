@@ -6,7 +6,7 @@ use crate::load::{self, Loaded};
 use crate::progress::Progress;
 use iced_x86::{Decoder, DecoderOptions, Formatter as _, GasFormatter, Instruction};
 use ptflow_decoder::image::Images;
-use ptflow_decoder::insn;
+use ptflow_decoder::insn::{self, Class};
 use ptflow_decoder::jobs::instructions::{Entry, InstructionList, Stretch};
 use ptflow_decoder::packet::ExecMode;
 use ptflow_decoder::profile::CodeAddr;
@@ -88,6 +88,13 @@ pub struct Step<'m> {
     code: &'m [u8],
     /// When.
     pub ordinal: u64,
+}
+
+impl Step<'_> {
+    /// What it does to control flow.
+    pub fn class(&self) -> Option<Class> {
+        insn::decode(self.code, self.addr.addr, self.mode).map(|insn| insn.class)
+    }
 }
 
 /// The instructions of a stretch, one behind the other.

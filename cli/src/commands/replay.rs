@@ -7,16 +7,15 @@ use crate::load::{self, Loaded};
 use crate::progress::Progress;
 use crate::replay::pick::{self, Choice, Nowhere, Rank, Source};
 use crate::replay::{Decoded, Session, listing, part, tree};
+use crate::terminal::Terminal;
 use anyhow::{Context as _, bail};
 use ptflow_decoder::jobs::invocations::Recursion;
 use ptflow_exporters::call_tree::text::Style;
-use ptflow_exporters::call_tree::{CallTree, VERSION, compare, text};
+use ptflow_exporters::call_tree::{CallTree, VERSION, compare, cut, text};
 use ptflow_exporters::output::Output;
-use std::io::{self, BufWriter, IsTerminal as _, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-/// Columns where no terminal says how many it has.
-const WIDTH: usize = 100;
 /// Paths that a comparison lists.
 const ROWS: usize = 15;
 
@@ -183,24 +182,24 @@ fn write(
     this: &Replayed,
     other: Option<&Replayed>,
 ) -> io::Result<()> {
-    let terminal = args.output.as_os_str() == "-" && io::stdout().is_terminal();
-    let width = terminal_width(terminal);
+    let terminal = Terminal::of(&args.output);
+    let Terminal { width, paint, .. } = terminal;
     if args.json {
         serde_json::to_writer_pretty(&mut *out, &this.tree)?;
         return writeln!(out);
     }
     if let Some(other) = other {
-        return write_difference(out, args, session, [this, other], width);
+        return write_difference(out, args, session, [this, other], terminal);
     }
-    let colour = terminal && std::env::var_os("NO_COLOR").is_none();
     let style = match args.all {
-        true => Style { width, colour, depth: usize::MAX, least: 0 },
-        false => Style { width, colour, depth: 12, least: 100 },
+        true => Style { width, paint, depth: usize::MAX, least: 0 },
+        false => Style { width, paint, depth: 12, least: 100 },
     };
     text::write(out, &this.tree, style)?;
     if let (true, Some(decoded)) = (args.instructions, &this.decoded) {
         writeln!(out)?;
-        listing::write(out, session, decoded, args.unfolded)?;
+        let width = terminal.is_narrow.then_some(width);
+        listing::write(out, session, decoded, args.unfolded, width)?;
     }
     Ok(())
 }
@@ -210,7 +209,7 @@ fn write_difference(
     args: &ReplayArgs,
     session: &Session<'_>,
     [this, other]: [&Replayed; 2],
-    width: usize,
+    Terminal { width, paint, .. }: Terminal,
 ) -> io::Result<()> {
     let name = match (args.against.as_deref(), args.slowest, args.nth) {
         (Some("median"), ..) => "median".to_owned(),
@@ -218,7 +217,8 @@ fn write_difference(
         _ => "other".to_owned(),
     };
     let titles = ["this", name.as_str()];
-    compare::write(out, [&this.tree, &other.tree], titles, ROWS, width)?;
+    let style = compare::Style { rows: ROWS, width, paint };
+    compare::write(out, [&this.tree, &other.tree], titles, style)?;
     writeln!(out)?;
     let rows = compare::rows(&this.tree, &other.tree);
     for side in [0, 1] {
@@ -226,18 +226,11 @@ fn write_difference(
         let Some(node) = row.sides[side] else { continue };
         let [.., caller, callee] = row.path[..] else { continue };
         let place = node.called_at.as_ref().map_or(String::new(), |place| format!("at {place} "));
-        writeln!(out, "{place}{caller} calls {callee} in {} only", titles[side])?;
+        let text = format!("{place}{caller} calls {callee} in {} only", titles[side]);
+        writeln!(out, "{}", cut(&text, width))?;
     }
     if let (Some(this), Some(other)) = (&this.decoded, &other.decoded) {
-        part::write(out, session, [this, other], titles)?;
+        part::write(out, session, [this, other], titles, width)?;
     }
     Ok(())
-}
-
-/// The terminal's columns. `COLUMNS` says it where it is set, for a terminal or not.
-fn terminal_width(terminal: bool) -> usize {
-    let told = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
-    let asked =
-        || terminal.then(terminal_size::terminal_size).flatten().map(|(width, _)| usize::from(width.0));
-    told.or_else(asked).unwrap_or(WIDTH).clamp(60, 400)
 }

@@ -14,7 +14,7 @@ use ptflow_decoder::profile::CodeAddr;
 use ptflow_decoder::run;
 use ptflow_decoder::units::{Ip, Ns, Svma};
 use ptflow_decoder::walk::{Engine, UnitResult};
-use ptflow_exporters::call_tree::{count, duration};
+use ptflow_exporters::call_tree::{count, cut, duration};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
@@ -160,12 +160,13 @@ where
     }
 }
 
-/// Writes the list.
+/// Writes the list; no line is longer than the width, where one is given.
 pub fn write(
     out: &mut impl Write,
     session: &Session<'_>,
     decoded: &Decoded,
     unfolded: bool,
+    width: Option<usize>,
 ) -> io::Result<()> {
     let detail = &decoded.detail;
     let mut writer = Writer {
@@ -175,13 +176,11 @@ pub fn write(
         start: detail.start,
         stack: decoded.stack,
         last_line: None,
+        width,
         out,
     };
-    writeln!(
-        writer.out,
-        "{:>14}  {:<18}  {:<28}  {:<40}  source",
-        "time", "address", "symbol", "instruction"
-    )?;
+    let head = format!("{:>14}  {:<18}  {:<28}  {:<40}  source", "time", "address", "symbol", "instruction");
+    writer.write(&head)?;
     let mut folder = Folder::new();
     let mut interruptions = detail.interruptions.iter().peekable();
     let mut push = |line: Line, writer: &mut Writer<'_, _>| -> io::Result<()> {
@@ -213,10 +212,23 @@ struct Writer<'w, W> {
     start: Ns,
     stack: usize,
     last_line: Option<String>,
+    width: Option<usize>,
     out: W,
 }
 
 impl<W: Write> Writer<'_, W> {
+    /// A line, as far as there is room.
+    fn write(&mut self, line: &str) -> io::Result<()> {
+        let line = line.trim_end();
+        match self.width {
+            Some(width) if line.chars().count() > width => {
+                let kept: String = line.chars().take(width - 1).collect();
+                writeln!(self.out, "{kept}…")
+            }
+            _ => writeln!(self.out, "{line}"),
+        }
+    }
+
     fn since(&self, at: Ns) -> String {
         format!("+{}", duration(at.0.saturating_sub(self.start.0)))
     }
@@ -272,14 +284,16 @@ impl<W: Write> Writer<'_, W> {
                     .unwrap_or(Ip(step.addr.addr)),
                 None => Ip(step.addr.addr),
             };
+            // A name as long as C++ has them would push all else out of sight.
             let symbol = symbol(self.session, step.addr);
+            let symbol = if self.width.is_some() { cut(&symbol, 28) } else { symbol };
             let source = self.lines.at(step.addr);
             let shown =
                 source.as_deref().filter(|line| self.last_line.as_deref() != Some(*line)).unwrap_or("");
             let text = self.printer.text(&step, ip.0);
             let line =
                 format!("{at:>14}  {bars}{:<18}  {symbol:<28}  {text:<40}  {shown}", format!("{:#x}", ip.0));
-            writeln!(self.out, "{}", line.trim_end())?;
+            self.write(&line)?;
             if source.is_some() {
                 self.last_line = source;
             }

@@ -86,7 +86,7 @@ impl Session<'_> {
         if window.from.is_none() {
             replay = replay.from_the_start();
         }
-        let part = Part { windows: vec![window], ..Part::default() };
+        let part = Part { windows: vec![window], loops: true, ..Part::default() };
         match call_stacks::fold_part(self.loaded, self.images, self.pool, &|_| {}, &part, &mut replay) {
             Err(Stop::Sink(error)) => return Err(error),
             Ok(_) | Err(Stop::Found | Stop::Behind) => {}

@@ -2,13 +2,14 @@
 
 use super::Session;
 use crate::index;
+use crate::off_cpu::OffCpu;
 use ptflow_decoder::image::FunctionRole;
 use ptflow_decoder::jobs::calls::FrameName;
 use ptflow_decoder::jobs::invocations::{Begin, End};
-use ptflow_decoder::jobs::replay::{Detail, Node};
+use ptflow_decoder::jobs::replay::{Detail, Interruption, Node};
 use ptflow_decoder::profile::CodeAddr;
 use ptflow_decoder::units::{ImageId, Svma};
-use ptflow_exporters::call_tree::{self, CallTree, VERSION};
+use ptflow_exporters::call_tree::{self, CallTree, Loop, VERSION};
 use ptflow_perf_import::lines::Lines;
 use std::collections::HashMap;
 
@@ -78,7 +79,8 @@ pub fn frame_name(session: &Session<'_>, frame: FrameName) -> String {
 /// The tree with names.
 pub fn named(session: &Session<'_>, stack: usize, detail: &Detail) -> CallTree {
     let owner = session.owners.get(stack);
-    let mut lines = AllLines::new(session);
+    let lines = AllLines::new(session);
+    let off_cpu = OffCpu::of(&session.loaded.capture);
     let began = match detail.began {
         Begin::Seen => None,
         Begin::InGap => Some("it began before a gap in the trace ended, and is not known up to there"),
@@ -100,7 +102,8 @@ pub fn named(session: &Session<'_>, stack: usize, detail: &Detail) -> CallTree {
         cut: (!cut.is_empty()).then(|| cut.join("; ")),
         place: place(session, detail),
         clock: if session.loaded.capture.config.time.is_some() { "ns" } else { "ticks" }.to_owned(),
-        root: node(session, detail, 0, &mut lines),
+        root: Naming { session, detail, tid: owner.map_or(0, |owner| owner.tid), off_cpu: &off_cpu, lines }
+            .node(0),
     }
 }
 
@@ -115,19 +118,51 @@ fn place(session: &Session<'_>, detail: &Detail) -> Option<String> {
     homes.get(&this).map(|home| format!("{}+{}", home.file, home.start))
 }
 
-/// Recursion is as deep as the tree, which has a bound.
-fn node(session: &Session<'_>, detail: &Detail, at: usize, lines: &mut AllLines<'_>) -> call_tree::Node {
-    let Some(node) = detail.nodes.get(at) else { return call_tree::Node::default() };
-    let Node { calls, ns, longest, instructions, deeper, .. } = *node;
-    call_tree::Node {
-        name: frame_name(session, node.what),
-        called_at: node.returns_to.and_then(|returns_to| lines.call_before(returns_to)),
-        calls,
-        ns,
-        longest_ns: longest,
-        instructions,
-        first_ns: node.first.0.0.saturating_sub(detail.start.0),
-        deeper,
-        children: node.children.iter().map(|child| self::node(session, detail, *child, lines)).collect(),
+struct Naming<'n> {
+    session: &'n Session<'n>,
+    detail: &'n Detail,
+    tid: u32,
+    off_cpu: &'n OffCpu,
+    lines: AllLines<'n>,
+}
+
+impl Naming<'_> {
+    /// Recursion is as deep as the tree, which has a bound.
+    fn node(&mut self, at: usize) -> call_tree::Node {
+        let Some(node) = self.detail.nodes.get(at) else { return call_tree::Node::default() };
+        let Node { calls, ns, longest, instructions, deeper, .. } = *node;
+        let children: Vec<_> = node.children.iter().map(|child| self.node(*child)).collect();
+        let head = |addr: CodeAddr, lines: &mut AllLines<'_>| {
+            lines.at(addr).unwrap_or_else(|| symbol(self.session, addr))
+        };
+        let loops = node
+            .loops
+            .iter()
+            .map(|(addr, iterations)| Loop { at: head(*addr, &mut self.lines), iterations: *iterations });
+        call_tree::Node {
+            name: frame_name(self.session, node.what),
+            loops: loops.collect(),
+            called_at: node.returns_to.and_then(|returns_to| self.lines.call_before(returns_to)),
+            calls,
+            ns,
+            longest_ns: longest,
+            off_cpu_ns: self.off_cpu(at, &children),
+            instructions,
+            cycles: node.cycles,
+            first_ns: node.first.0.0.saturating_sub(self.detail.start.0),
+            deeper,
+            children,
+        }
+    }
+
+    /// Time off CPU in a node and below it, where the capture tells it: threads leave their CPU in the kernel only.
+    fn off_cpu(&self, at: usize, children: &[call_tree::Node]) -> Option<u64> {
+        let (from, to) = (self.detail.start.0, self.detail.end.0);
+        self.off_cpu.between(self.tid, from, to)?;
+        let own = self.detail.interruptions.iter().filter(|interruption| interruption.node == at);
+        let own: u64 = own
+            .filter_map(|Interruption { from, to, .. }| self.off_cpu.between(self.tid, from.0, to.0))
+            .sum();
+        Some(own + children.iter().filter_map(|child| child.off_cpu_ns).sum::<u64>())
     }
 }

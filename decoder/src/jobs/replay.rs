@@ -4,7 +4,7 @@
 //! million calls is a line. The tree's size is that of the code's paths, not of the trace.
 
 use super::calls::{Cut, FrameName, FrameSink};
-use super::invocations::{Begin, End, Invocation};
+use super::invocations::{Begin, End, Invocation, passed};
 use crate::image::FunctionId;
 use crate::ledger::LossReason;
 use crate::profile::CodeAddr;
@@ -17,6 +17,8 @@ const MAX_DEPTH: usize = 1000;
 const MAX_NODES: usize = 1 << 20;
 /// So many interruptions are listed one by one.
 const MAX_EVENTS: usize = 1 << 20;
+/// So many loops of one node are told apart.
+const MAX_LOOPS: usize = 256;
 
 /// All calls of one function on one path.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,12 +35,16 @@ pub struct Node {
     pub longest: u64,
     /// Instructions in them, in what they called too.
     pub instructions: u64,
+    /// Core cycles of traced code in them, likewise; `None` where none are told.
+    pub cycles: Option<u64>,
     /// Where the first one returned to.
     pub returns_to: Option<CodeAddr>,
     /// When the first one began, and how many instructions of the invocation were before it.
     pub first: (Ns, u64),
     /// Calls below it that are not told apart: too deep, or too many paths.
     pub deeper: u64,
+    /// Its loops, by their first instruction, and how often control went back there.
+    pub loops: Vec<(CodeAddr, u64)>,
 }
 
 /// Time without trace: a system call, a fault, another thread's turn.
@@ -52,6 +58,8 @@ pub struct Interruption {
     pub to: Ns,
     /// Instructions of the invocation before it.
     pub instructions: u64,
+    /// Its node.
+    pub node: usize,
 }
 
 /// Which invocation.
@@ -111,6 +119,7 @@ pub struct Replay<S> {
     /// Flow was lost before now.
     lost: bool,
     executed: u64,
+    cycles: Option<u64>,
     returns_to: Option<CodeAddr>,
     open: Vec<Open>,
     children: HashMap<(usize, FrameName), usize>,
@@ -126,6 +135,7 @@ struct Open {
     told: bool,
     at: Ns,
     executed: u64,
+    cycles: Option<u64>,
 }
 
 impl<S: FrameSink> Replay<S> {
@@ -138,6 +148,7 @@ impl<S: FrameSink> Replay<S> {
             whole: false,
             lost: false,
             executed: 0,
+            cycles: None,
             returns_to: None,
             open: Vec::new(),
             children: HashMap::new(),
@@ -224,7 +235,8 @@ impl<S: FrameSink> Replay<S> {
             nodes: vec![root],
             interruptions: Vec::new(),
         });
-        self.open.push(Open { node: 0, told: true, at, executed: self.executed });
+        let Self { executed, cycles, .. } = *self;
+        self.open.push(Open { node: 0, told: true, at, executed, cycles });
     }
 
     fn end(&mut self, at: Ns, ended: End) -> Result<(), Stop<S::Error>> {
@@ -236,16 +248,20 @@ impl<S: FrameSink> Replay<S> {
             node.ns = node.ns.saturating_add(ns);
             node.longest = node.longest.max(ns);
             node.instructions += self.executed.saturating_sub(open.executed);
+            node.cycles = match (node.cycles, passed(open.cycles, self.cycles)) {
+                (Some(before), Some(more)) => Some(before.saturating_add(more)),
+                (before, more) => before.or(more),
+            };
         } else {
             node.deeper += 1;
         }
-        let what = node.what;
+        let (what, node) = (node.what, open.node);
         if let FrameName::Syscall | FrameName::Untraced = what
             && open.told
             && detail.interruptions.len() < MAX_EVENTS
         {
             let instructions = open.executed.saturating_sub(detail.instructions.0);
-            detail.interruptions.push(Interruption { what, from: open.at, to: at, instructions });
+            detail.interruptions.push(Interruption { what, from: open.at, to: at, instructions, node });
         }
         if !self.open.is_empty() {
             return Ok(());
@@ -271,15 +287,18 @@ impl Node {
             ns: 0,
             longest: 0,
             instructions: 0,
+            cycles: None,
             returns_to,
             first,
             deeper: 0,
+            loops: Vec::new(),
         }
     }
 }
 
 impl<S: FrameSink> FrameSink for &mut Replay<S> {
     type Error = Stop<S::Error>;
+    const CYCLES: bool = true;
 
     fn open(&mut self, index: usize, at: Ns, name: FrameName, inferred: bool) -> Result<(), Self::Error> {
         if index != self.stack {
@@ -298,8 +317,9 @@ impl<S: FrameSink> FrameSink for &mut Replay<S> {
             let parent = self.open.last().map_or(0, |open| open.node);
             let node = self.child(parent, name, at);
             self.returns_to = None;
-            let executed = self.executed;
-            self.open.push(Open { node: node.unwrap_or(parent), told: node.is_some(), at, executed });
+            let Replay { executed, cycles, .. } = **self;
+            let told = node.is_some();
+            self.open.push(Open { node: node.unwrap_or(parent), told, at, executed, cycles });
         }
         self.sink.open(index, at, name, inferred).map_err(Stop::Sink)
     }
@@ -330,9 +350,27 @@ impl<S: FrameSink> FrameSink for &mut Replay<S> {
         }
     }
 
+    fn cycles(&mut self, index: usize, cycles: u64) {
+        if index == self.stack {
+            self.cycles = Some(cycles);
+        }
+    }
+
     fn returns_to(&mut self, index: usize, at: CodeAddr) {
         if index == self.stack {
             self.returns_to = Some(at);
+        }
+    }
+
+    fn rounds(&mut self, index: usize, head: CodeAddr, times: u64) {
+        let (Some(detail), Some(open)) = (&mut self.detail, self.open.last()) else { return };
+        let Some(node) = detail.nodes.get_mut(open.node).filter(|_| index == self.stack && open.told) else {
+            return;
+        };
+        if let Some(known) = node.loops.iter_mut().find(|known| known.0 == head) {
+            known.1 += times;
+        } else if node.loops.len() < MAX_LOOPS {
+            node.loops.push((head, times));
         }
     }
 

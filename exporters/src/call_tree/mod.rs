@@ -53,8 +53,17 @@ pub struct Node {
     pub ns: u64,
     /// The longest of them.
     pub longest_ns: u64,
+    /// Of that, time off CPU, where the capture tells it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub off_cpu_ns: Option<u64>,
     /// Instructions in them, in what they called too.
     pub instructions: u64,
+    /// Core cycles of traced code in them, in what they called too, where the trace has them.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cycles: Option<u64>,
+    /// Loops in them, but not in what they called.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub loops: Vec<Loop>,
     /// When the first one began, from the start of the invocation.
     pub first_ns: u64,
     /// Calls below it that are not told apart.
@@ -63,6 +72,15 @@ pub struct Node {
     /// What they called, in the order in which it first came.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub children: Vec<Node>,
+}
+
+/// A loop.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Loop {
+    /// Where its first instruction is from.
+    pub at: String,
+    /// How often control went back there.
+    pub iterations: u64,
 }
 
 fn seen() -> String {
@@ -84,9 +102,66 @@ impl Node {
         self.instructions.saturating_sub(self.children.iter().map(|child| child.instructions).sum())
     }
 
+    /// Instructions per core cycle, where the trace has cycles: to two places.
+    pub fn ipc(&self) -> Option<String> {
+        ipc(self.instructions, self.cycles)
+    }
+
+    /// How often its own loops went round.
+    pub fn self_iterations(&self) -> u64 {
+        self.loops.iter().map(|one| one.iterations).sum()
+    }
+
+    /// How often loops went round, in what it called too.
+    pub fn iterations(&self) -> u64 {
+        self.self_iterations() + self.children.iter().map(Node::iterations).sum::<u64>()
+    }
+
+    /// Time off CPU in it, but not in what it called.
+    pub fn self_off_cpu_ns(&self) -> u64 {
+        let below: u64 = self.children.iter().filter_map(|child| child.off_cpu_ns).sum();
+        self.off_cpu_ns.unwrap_or(0).saturating_sub(below)
+    }
+
     /// No function: the trace tells nothing of what ran.
     pub fn is_untraced(&self) -> bool {
         self.name.starts_with('[')
+    }
+}
+
+/// Instructions per core cycle, to two places.
+pub fn ipc(instructions: u64, cycles: Option<u64>) -> Option<String> {
+    let cycles = cycles.filter(|cycles| *cycles > 0)?;
+    Some(format!("{:.2}", instructions as f64 / cycles as f64))
+}
+
+/// Colours for a terminal, or none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Paint(pub bool);
+
+impl Paint {
+    fn with(self, code: &str, text: &str) -> String {
+        if self.0 && !text.is_empty() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    /// What it is about.
+    pub fn bold(self, text: &str) -> String {
+        self.with("1", text)
+    }
+
+    /// What stands beside.
+    pub fn dim(self, text: &str) -> String {
+        self.with("2", text)
+    }
+
+    /// What took long, or longer.
+    pub fn red(self, text: &str) -> String {
+        self.with("31", text)
+    }
+
+    /// What took less.
+    pub fn green(self, text: &str) -> String {
+        self.with("32", text)
     }
 }
 
@@ -115,13 +190,16 @@ pub fn count(value: u64) -> String {
     text
 }
 
-/// Text cut to a width, with an ellipsis where something is missing.
-pub(crate) fn cut(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
+/// Text cut to a width: an ellipsis where the middle is missing, for names differ at their ends.
+pub fn cut(text: &str, width: usize) -> String {
+    let length = text.chars().count();
+    if length <= width {
         return text.to_owned();
     }
-    let kept: String = text.chars().take(width.saturating_sub(1)).collect();
-    kept + "…"
+    let kept = width.saturating_sub(1);
+    let head: String = text.chars().take(kept.div_ceil(2)).collect();
+    let tail: String = text.chars().skip(length - kept / 2).collect();
+    format!("{head}…{tail}")
 }
 
 #[cfg(test)]
@@ -133,6 +211,6 @@ mod tests {
         let all = [0, 999, 1_000, 999_999, 1_000_000, 61_000_000_000].map(duration);
         assert_eq!(all, ["0 ns", "999 ns", "1.000 µs", "999.999 µs", "1.000 ms", "61.000 s"]);
         assert_eq!([0, 999, 1_000, 12_345_678].map(count), ["0", "999", "1,000", "12,345,678"]);
-        assert_eq!([cut("abcdef", 6), cut("abcdef", 4), cut("äöü", 2)], ["abcdef", "abc…", "ä…"]);
+        assert_eq!([cut("abcdef", 6), cut("abcdef", 4), cut("äöü", 2)], ["abcdef", "ab…f", "ä…"]);
     }
 }

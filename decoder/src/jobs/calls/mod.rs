@@ -24,10 +24,12 @@
 //! A CPU's units are of several threads: `shared.rs` hands each thread its own steps, in order of time.
 
 mod aside;
+mod loops;
 mod outer;
 mod shared;
 mod steps;
 
+pub use loops::LoopSteps;
 pub use steps::CallSteps;
 
 use crate::config::TscConversion;
@@ -99,6 +101,8 @@ pub trait FrameSink {
     fn unit(&mut self, _stream: usize, _unit: &Unit) {}
     /// The frame that opens next was called, and this is where it returns to.
     fn returns_to(&mut self, _stream: usize, _: CodeAddr) {}
+    /// In the youngest frame, control went back to the head of a loop so often ([`LoopSteps`]).
+    fn rounds(&mut self, _stream: usize, _head: CodeAddr, _times: u64) {}
     /// The program wrote a value into the trace (PTWRITE). Most jobs do not care.
     fn value(&mut self, _stream: usize, _at: Ns, _value: u64) -> Result<(), Self::Error> {
         Ok(())
@@ -269,6 +273,10 @@ impl<F: FrameSink> Fold<'_, F> {
             Step::Sync { at } => self.settle(at),
             Step::Owner(_) => Ok(()),
             Step::Value(value) => self.sink.value(self.stream, self.stack.now, value),
+            Step::Rounds { head, times } => {
+                self.sink.rounds(self.stream, head, times);
+                Ok(())
+            }
             Step::Ratio(ratio) if self.stack.ratio == Some(ratio) => Ok(()),
             Step::Ratio(ratio) => {
                 self.stack.ratio = Some(ratio);

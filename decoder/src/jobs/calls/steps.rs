@@ -47,6 +47,11 @@ pub(super) enum Step {
     Value(u64),
     /// The core's clock rate is another from here on.
     Ratio(u8),
+    /// Control went back to the head of a loop, so often since the step before.
+    Rounds {
+        head: CodeAddr,
+        times: u64,
+    },
 }
 
 /// Kinds of [`Kept`] steps, in the low bits of [`Kept::at`]; words are where it leads and, of a call, returns to.
@@ -58,6 +63,8 @@ const JUMP_INDIRECT: u64 = 3;
 const RARE: u64 = 4;
 /// From here on marks have so many switches: words are its low and high half.
 const SWITCHES: u64 = 5;
+/// Rounds of a loop: words are its head and how many.
+const ROUNDS: u64 = 6;
 const KIND: u64 = 7;
 /// It leads into a function that the job asks about.
 const ASKED: u64 = 8;
@@ -65,6 +72,9 @@ const ASKED: u64 = 8;
 const ENTERS: u64 = 16;
 /// The ordinal is what is above.
 const ORDINAL: u32 = 5;
+
+/// So many loops' rounds are added up between two other steps: loops in loops, without a call in them.
+const NESTED_LOOPS: usize = 8;
 
 /// Of a site's number: an index of [`CallSteps::others`], not of the graph's.
 const OTHER: u32 = 1 << 31;
@@ -103,6 +113,7 @@ impl CallSteps {
                 JUMP => Step::Jump { to: self.site(to), indirect: false },
                 JUMP_INDIRECT => Step::Jump { to: self.site(to), indirect: true },
                 RARE => *self.rare.get(to as usize)?,
+                ROUNDS => Step::Rounds { head: self.site(to).addr, times: returns_to.into() },
                 _ => {
                     switches = u64::from(to) | u64::from(returns_to) << 32;
                     return None;
@@ -135,7 +146,7 @@ impl CallSteps {
     }
 
     /// A jump to a site with a number.
-    fn jump(&mut self, mark: Mark, indirect: bool, number: u32, to: &Site) {
+    pub(super) fn jump(&mut self, mark: Mark, indirect: bool, number: u32, to: &Site) {
         let mut kind = if indirect { JUMP_INDIRECT } else { JUMP };
         if self.only.is_some() {
             let enters = to.function.entry || to.function.stub;
@@ -190,6 +201,16 @@ impl CallSteps {
         a == b || a & b & OTHER != 0 && self.site(a).addr == self.site(b).addr
     }
 
+    /// One more round of the loop whose head has this number.
+    pub(super) fn round(&mut self, mark: Mark, head: u32) {
+        let last = self.steps.iter_mut().rev().take(NESTED_LOOPS);
+        let mut known = last.take_while(|step| step.at & KIND == ROUNDS);
+        match known.find(|step| step.words[0] == head && step.words[1] < u32::MAX) {
+            Some(step) => step.words[1] += 1,
+            None => self.keep(mark, ROUNDS, [head, 1]),
+        }
+    }
+
     fn rare(&mut self, mark: Mark, step: Step) {
         let index = self.rare.len() as u32;
         self.rare.push(step);
@@ -197,7 +218,7 @@ impl CallSteps {
     }
 
     /// The number of a site that is none of the graph's.
-    fn other(&mut self, site: Site) -> u32 {
+    pub(super) fn other(&mut self, site: Site) -> u32 {
         self.others.push(site);
         (self.others.len() - 1) as u32 | OTHER
     }
@@ -209,6 +230,28 @@ impl CallSteps {
         if site.function.function != run.graph.info(run.node).last_function.function {
             self.jump(mark, indirect, SiteTable::node(to), &site);
         }
+    }
+
+    /// The call, return or jump at a node's end.
+    #[inline]
+    pub(super) fn at_end(&mut self, run: &Run<'_>, mark: Mark) {
+        let node = run.graph.node(run.node);
+        let (kind, to) = match (node.exit, run.leave) {
+            (Exit::Call, _) => (CALL, node.succ[0]),
+            (Exit::CallInd, Leave::To(to)) => (CALL, to),
+            (Exit::Ret, Leave::To(to)) => (RETURN, to),
+            (Exit::JmpInd, Leave::To(to)) => return self.jump_at_end(run, to, mark),
+            (Exit::Cross, Leave::To(to)) if run.graph.info(run.node).cross.0 == Some(EdgeKind::Call) => {
+                // A call to the next instruction is none.
+                if node.ret == NOWHERE {
+                    return;
+                }
+                (CALL, to)
+            }
+            (Exit::Cross, Leave::To(to)) => return self.jump_at_end(run, to, mark),
+            _ => return,
+        };
+        self.transfer(mark, kind, [SiteTable::node(to), SiteTable::node(node.ret)], || run.graph.site(to));
     }
 
     /// The jumps folded into a node, and its conditional branch, where they lead into another function.
@@ -239,26 +282,10 @@ impl Sink for CallSteps {
 
     #[inline]
     fn run(&mut self, run: Run<'_>, mark: Mark) {
-        let node = run.graph.node(run.node);
-        if node.crosses {
+        if run.graph.node(run.node).crosses {
             self.crossing(&run, mark);
         }
-        let (kind, to) = match (node.exit, run.leave) {
-            (Exit::Call, _) => (CALL, node.succ[0]),
-            (Exit::CallInd, Leave::To(to)) => (CALL, to),
-            (Exit::Ret, Leave::To(to)) => (RETURN, to),
-            (Exit::JmpInd, Leave::To(to)) => return self.jump_at_end(&run, to, mark),
-            (Exit::Cross, Leave::To(to)) if run.graph.info(run.node).cross.0 == Some(EdgeKind::Call) => {
-                // A call to the next instruction is none.
-                if node.ret == NOWHERE {
-                    return;
-                }
-                (CALL, to)
-            }
-            (Exit::Cross, Leave::To(to)) => return self.jump_at_end(&run, to, mark),
-            _ => return,
-        };
-        self.transfer(mark, kind, [SiteTable::node(to), SiteTable::node(node.ret)], || run.graph.site(to));
+        self.at_end(&run, mark);
     }
 
     fn branch(&mut self, branch: &Branch, mark: Mark) {
