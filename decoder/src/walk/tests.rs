@@ -8,7 +8,7 @@ use crate::packet::encoder::encode;
 use crate::packet::{IpBytes, IpPayload, Packet, TntBits};
 use crate::run::{Counts, Options, count};
 use crate::stream::{Break, Piece, TraceStream};
-use crate::units::{AuxOffset, Ip, Svma};
+use crate::units::{AuxOffset, Ip, Svma, Tsc};
 
 const BASE: u64 = 0x40_1000;
 
@@ -415,4 +415,72 @@ fn erratum_skd022_a_vm_entry_is_no_event() {
     packets.extend([Packet::Fup(full(BASE + 1)), Packet::TipPgd(none())]);
     check_cpu(0x55, &code, &packets, "far 1 - 1 0", &[]);
     check_cpu(0x4f, &code, &packets, "async 1 - 1 0", &[]);
+}
+
+/// A library is unloaded and another loaded at its address, while the program goes on doing the same thing: nothing that
+/// was learned of the first may be counted again.
+#[test]
+fn another_library_at_the_same_address_is_another_library() {
+    const LIBRARY: u64 = 0x7f00_0000_2000;
+    const CALLS: usize = 600;
+    let mut images = Images::default();
+    // call rax; jmp back to it
+    let program = images
+        .push(CodeImage::new(vec![CodeRegion { start: Svma(0x1000), bytes: &[0xff, 0xd0, 0xeb, 0xfc] }]));
+    // ret; nop, ret
+    let libraries = [&[0xc3, 0xcc][..], &[0x90, 0xc3]]
+        .map(|bytes| images.push(CodeImage::new(vec![CodeRegion { start: Svma(0x1000), bytes }])));
+    let with = |library| {
+        let mapping =
+            |start, len, image| Mapping { start: Ip(start), end: Ip(start + len), image, svma: Svma(0x1000) };
+        AddressSpace::new([mapping(BASE, 4, program), mapping(LIBRARY, 2, library)])
+    };
+    let calls = |time: u64| {
+        let mut packets =
+            vec![Packet::Psb, Packet::Tsc { tsc: time }, Packet::Fup(full(BASE)), Packet::PsbEnd];
+        for _ in 0..CALLS {
+            packets.extend([Packet::Tip(full(LIBRARY)), tnt("!")]);
+        }
+        packets
+    };
+    let in_time = AddressSpaces::new(vec![
+        (Tsc(0), with(libraries[0])),
+        (Tsc(1000), with(libraries[1])),
+        (Tsc(2000), with(libraries[0])),
+        (Tsc(3000), with(libraries[1])),
+    ]);
+    let in_processes = libraries.map(|library| AddressSpaces::constant(with(library)));
+    let bytes = encoded(&[500, 1500, 2500, 3500].map(calls).concat());
+    let piece =
+        Piece { offset: AuxOffset(0), bytes: &bytes, break_before: Some(Break::Start), reference: None };
+    let stream = TraceStream { pieces: vec![piece] };
+    let config = PtConfig::default();
+    let context = |spaces| Context { stream: &stream, images: &images, spaces, config: &config, owners: &[] };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool");
+    for engine in [
+        Engine::Careful,
+        Engine::Fast,
+        Engine::Interrupted(1),
+        Engine::Interrupted(2),
+        Engine::Interrupted(7),
+    ] {
+        for unit_bytes in [1, 1 << 20] {
+            let options = Options { pool: &pool, engine, unit_bytes, progress: &|_| {} };
+            let of = |counts: &Counts, library: usize| -> u64 {
+                let leads_there = |row: &&crate::profile::EdgeRow| {
+                    row.to.is_some_and(|to| to.image == Some(libraries[library]))
+                };
+                counts.rows.iter().filter(leads_there).map(|row| row.taken).sum()
+            };
+            let half = 2 * CALLS as u64;
+            let counts = count(&[context(&in_time)], &options);
+            assert_eq!([of(&counts, 0), of(&counts, 1)], [half; 2], "{engine:?}, {unit_bytes}: over time");
+            let counts = count(&[context(&in_processes[0]), context(&in_processes[1])], &options);
+            assert_eq!(
+                [of(&counts, 0), of(&counts, 1)],
+                [2 * half; 2],
+                "{engine:?}, {unit_bytes}: processes"
+            );
+        }
+    }
 }
