@@ -10,5 +10,6 @@ pub mod options;
 pub mod order;
 pub mod pt;
 pub mod recorder;
+pub mod stacks;
 pub mod synth;
 pub mod truth;

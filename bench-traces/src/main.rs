@@ -10,6 +10,7 @@ use ptflow_bench_traces::log::{Entry, LogReader};
 use ptflow_bench_traces::options::{PtOptions, machine};
 use ptflow_bench_traces::order::Way;
 use ptflow_bench_traces::recorder::{PLUGIN, Recorder};
+use ptflow_bench_traces::stacks::{Sampled, StackArgs, sample};
 use ptflow_bench_traces::synth::{Made, SynthArgs, synthesize};
 use ptflow_decoder::units::Tsc;
 use ptflow_decoder::walk::Engine;
@@ -37,6 +38,8 @@ enum Verb {
     Count(CountArgs),
     /// Print an ordered truth, tab-separated: CYCLES TIME_NS INSTRUCTIONS KIND FROM TO
     Log(LogArgs),
+    /// Write a perf.data of branch stacks (LBR), as sampling would have left it, of a recording made with --log
+    Stacks(StackArgs),
     /// How far our times and perf's are from the truth, for recordings made with --log
     Accuracy(AccuracyArgs),
     /// Time ptflow against its peers on a capture, after comparing their answers
@@ -113,6 +116,11 @@ fn run(args: Args) -> anyhow::Result<ExitStatus> {
         }
         Verb::Synth(args) => synth(&args).map(|()| ExitStatus::default()),
         Verb::Accuracy(args) => print_accuracy(&args.recordings).map(|()| ExitStatus::default()),
+        Verb::Stacks(args) => {
+            let Sampled { samples, entries } = sample(&args)?;
+            eprintln!("{samples} samples, {entries} entries");
+            Ok(ExitStatus::default())
+        }
         Verb::Log(args) => print_log(&args.file).map(|()| ExitStatus::default()),
         #[cfg(feature = "oracle")]
         Verb::Bench(args) => bench::run(&args).map(|()| ExitStatus::default()),

@@ -56,7 +56,9 @@ impl<'d> ProbeSource<'d> for Probes<'_, 'd> {
                 checksum: frame.checksum,
                 probe: frame.probe,
             }));
+            let Some(outermost) = self.0.outermost(probe) else { continue };
             each(probe_profile::Probe {
+                outermost,
                 frames: &frames,
                 discriminator: probe.discriminator,
                 is_call: probe.kind == ProbeKind::Call,

@@ -12,6 +12,7 @@ use crate::sample_profile::{
 use ptflow_decoder::image::CodeImage;
 use ptflow_decoder::insn::InsnStream;
 use ptflow_decoder::units::Svma;
+use std::collections::BTreeSet;
 
 /// A frame of a probe's place in the source.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,6 +28,8 @@ pub struct ProbeFrame<'n> {
 /// A probe.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Probe<'f, 'n> {
+    /// The function whose code it is part of; where calls on the way are not known, the frames do not begin with it.
+    pub outermost: &'n str,
     /// Where it is in the source, outermost function first.
     pub frames: &'f [ProbeFrame<'n>],
     /// Tells its copies apart; mostly 0.
@@ -53,17 +56,23 @@ impl<'n> SampleProfile<'n> {
         probes: &impl ProbeSource<'n>,
     ) -> Self {
         let mut this = Self::default();
+        let ran = functions_that_ran(flow, code, source);
         for Stretch { start, end, count } in stretches(flow, code, source) {
             let Some(bytes) = code.code_at(Svma(start)) else { continue };
             for insn in InsnStream::new(bytes, start, MODE).take_while(|insn| insn.addr < end) {
-                probes.probes_at(insn.addr, &mut |probe| this.ran(&probe, count));
+                probes.probes_at(insn.addr, &mut |probe| {
+                    // As llvm-profgen, which reads no others' probes.
+                    if ran.contains(probe.outermost) {
+                        this.ran(&probe, count);
+                    }
+                });
             }
         }
         for ((from, to), taken) in &flow.branches {
             let Some(callee) = to.and_then(|to| source.entered_at(to)).map(canonical) else { continue };
             let mut is_found = false;
             let mut call = |probe: Probe<'_, 'n>| {
-                if probe.is_call && !std::mem::replace(&mut is_found, true) {
+                if probe.is_call && ran.contains(probe.outermost) && !std::mem::replace(&mut is_found, true) {
                     this.called(&probe, callee, taken.count);
                 }
             };
@@ -108,6 +117,22 @@ impl<'n> SampleProfile<'n> {
         }
         Some(function)
     }
+}
+
+/// The functions with code of their own that ran.
+fn functions_that_ran<'n>(
+    flow: &Flow,
+    code: &CodeImage<'_>,
+    source: &impl SourceLines<'n>,
+) -> BTreeSet<&'n str> {
+    let starts = flow.ranges.executed(code).into_keys().map(|(start, _)| start);
+    let sources = flow.branches.keys().filter_map(|(from, _)| *from);
+    let mut frames = Vec::new();
+    let mut function = |addr| {
+        source.frames(addr, &mut frames);
+        frames.first().map(|frame| frame.function)
+    };
+    starts.chain(sources).filter_map(&mut function).collect()
 }
 
 /// A call ran at least as often as what it called.

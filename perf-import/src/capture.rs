@@ -12,7 +12,7 @@ use crate::settings;
 use crate::sideband::{Sideband, SwitchEvent, SwitchKind};
 use crate::streams::{AuxSums, PtStream, StreamBuilder};
 use crate::{Pid, Tid};
-use ptflow_decoder::config::PtConfig;
+use ptflow_decoder::config::{PtConfig, TscConversion};
 use ptflow_decoder::units::Ns;
 use std::collections::{BTreeMap, HashMap};
 
@@ -135,6 +135,10 @@ impl<'m> Capture<'m> {
         let event = file.events().iter().find(|event| has_pt && event.attr.kind == info.pmu_type);
         let event_config = event.map_or(0, |event| event.attr.config);
         let mut config = settings::config(&info, time_conv.as_ref(), event_config, machine.cpuid.as_deref());
+        if !has_pt {
+            // Without a trace no TSC has to be told: any clock will do to say what was mapped when.
+            config.time.get_or_insert(TscConversion { shift: 0, mult: 1, zero: 0 });
+        }
         config.filters = settings::filters(&info.filter, &processes);
         // An event that threads inherit is theirs: it stops as they leave a CPU.
         let inherited = event.is_some_and(|event| event.attr.flags & flag::INHERIT != 0);

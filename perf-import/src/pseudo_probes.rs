@@ -86,8 +86,10 @@ pub struct Probe {
 #[derive(Clone, Copy, Debug)]
 struct Body {
     function: u64,
-    /// Where it was inlined: the body and the probe of the call in it.
+    /// Where it was inlined: the body and the probe of the call in it; none where the call's probe is not known.
     caller: Option<(u32, u32)>,
+    /// The function whose code it is part of.
+    outermost: u64,
 }
 
 /// The probes of a binary.
@@ -119,6 +121,12 @@ impl<'d> PseudoProbes<'d> {
         let start = self.probes.partition_point(|probe| probe.addr < addr);
         let end = self.probes[start..].partition_point(|probe| probe.addr == addr);
         &self.probes[start..][..end]
+    }
+
+    /// The function whose code a probe is part of. The frames need not begin with it: some calls' probes got lost.
+    pub fn outermost(&self, probe: &Probe) -> Option<&'d str> {
+        let body = self.bodies.get(probe.body as usize)?;
+        Some(self.functions.get(&body.outermost)?.0)
     }
 
     /// A probe's place in the source, outermost function first; none where a function on the way has no name.
@@ -177,14 +185,14 @@ const IS_DELTA: u8 = 1 << 7;
 impl Walk<'_, '_> {
     /// A function with all that was inlined in it.
     fn tree(&mut self, starts: &HashMap<u64, u64>) -> Option<()> {
-        let function = word(&mut self.rest)?;
+        let outermost = word(&mut self.rest)?;
         if !self.is_absolute
-            && let Some(start) = starts.get(&function)
+            && let Some(start) = starts.get(&outermost)
         {
             self.last = *start;
         }
         // Bodies whose inlined ones are still to come, and how many of them.
-        let mut open = vec![self.body(function, None, starts)?];
+        let mut open = vec![self.body(outermost, outermost, None, starts)?];
         while let Some((body, left)) = open.last_mut() {
             if *left == 0 {
                 open.pop();
@@ -193,10 +201,9 @@ impl Walk<'_, '_> {
             *left -= 1;
             let body = *body;
             let site = u32::try_from(uleb(&mut self.rest)?).ok()?;
-            // What is inlined by no probe has no place in what it is inlined in.
             let caller = if site == 0 { None } else { Some((body, site)) };
             let function = word(&mut self.rest)?;
-            open.push(self.body(function, caller, starts)?);
+            open.push(self.body(function, outermost, caller, starts)?);
         }
         Some(())
     }
@@ -205,12 +212,13 @@ impl Walk<'_, '_> {
     fn body(
         &mut self,
         function: u64,
+        outermost: u64,
         caller: Option<(u32, u32)>,
         starts: &HashMap<u64, u64>,
     ) -> Option<(u32, u64)> {
         let (probes, inlined) = (uleb(&mut self.rest)?, uleb(&mut self.rest)?);
         let body = u32::try_from(self.probes.bodies.len()).ok()?;
-        self.probes.bodies.push(Body { function, caller });
+        self.probes.bodies.push(Body { function, caller, outermost });
         for _ in 0..probes {
             let index = u32::try_from(uleb(&mut self.rest)?).ok()?;
             let (what, behind) = self.rest.split_first()?;
@@ -302,6 +310,7 @@ mod tests {
             for probe in probes.at(addr) {
                 let mut frames = Vec::new();
                 probes.frames(probe, &mut frames);
+                assert_eq!(probes.outermost(probe), Some("outer"));
                 let frames: Vec<_> =
                     frames.iter().map(|frame| (frame.function, frame.checksum, frame.probe)).collect();
                 all.push((frames, probe.kind, probe.discriminator));

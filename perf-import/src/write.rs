@@ -111,7 +111,7 @@ pub enum TraceForm {
     /// In samples of another event, of so many bytes at most ([`PerfWriter::aux_sample`]).
     Samples(u32),
     /// None: samples of cycles with the last branches instead ([`PerfWriter::branch_sample`]). The number says which
-    /// (`branch_sample_type`); what is said of the trace is not written.
+    /// (`branch_sample_type`); how Intel PT was set up is not written.
     BranchStacks(u64),
 }
 
@@ -177,8 +177,8 @@ impl<W: Write + Seek> PerfWriter<W> {
         this.data_start = start.len() as u64;
         start.splice(..Header::SIZE as usize, this.header(0, &[]));
         this.put(&start)?;
+        this.time_conv()?;
         if !matches!(this.config.form, TraceForm::BranchStacks(_)) {
-            this.time_conv()?;
             this.auxtrace_info()?;
         }
         Ok(this)

@@ -5,10 +5,11 @@ mod kit;
 use kit::{Recording, counts, record};
 use ptflow_bench_traces::log::{Entry, LogReader};
 use ptflow_bench_traces::options::PtOptions;
+use ptflow_bench_traces::stacks::{StackArgs, sample};
 use ptflow_decoder::image::{AddressSpace, CodeImage, Images};
 use ptflow_decoder::insn::InsnStream;
 use ptflow_decoder::packet::ExecMode;
-use ptflow_decoder::profile::EdgeKind;
+use ptflow_decoder::profile::{CodeAddr, EdgeKind, EdgeRow};
 use ptflow_decoder::units::{ImageId, Ip, Svma};
 use ptflow_exporters::check::check;
 use ptflow_exporters::flow::Flow;
@@ -17,8 +18,10 @@ use ptflow_exporters::ranges::{Entered, Ranges, StraightRange, derive};
 use ptflow_exporters::sample_profile::{Frame, SampleProfile, SourceLines};
 use ptflow_exporters::{bolt, counted_lines, llvm_extbinary, llvm_text};
 use ptflow_perf_import::dwarf::{DebugSections, SourceMap};
-use ptflow_perf_import::images::BinaryFile;
+use ptflow_perf_import::images::{BinaryFile, ImageSearch, ImageStore};
 use ptflow_perf_import::pseudo_probes::{ProbeKind, ProbeSections, PseudoProbes};
+use ptflow_perf_import::stacks::{Traces, resolve};
+use ptflow_perf_import::{Capture, PerfFile};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -63,6 +66,92 @@ fn ranges_are_those_of_the_ordered_truth() {
     }
 }
 
+/// Branch stacks of a whole run: each begins with the branch that the one before ended with, so that each stretch between two
+/// branches is in one of them. They come to the ranges that the recorder saw, and to its counts of taken branches.
+#[test]
+fn stacks_of_a_whole_run_are_the_run() {
+    const DEPTH: u32 = 32;
+    // No signals: their delivery leaves no entry, and what ran before and in the handler looks like one stretch.
+    let recording = record(&["/usr/bin/gzip", "-9", "-c", "/bin/ls"], PtOptions::default());
+    let output = recording.folder().join("stacks.data");
+    let args = StackArgs {
+        recording: recording.folder().to_owned(),
+        output: output.clone(),
+        every: DEPTH - 1,
+        depth: DEPTH,
+    };
+    let sampled = sample(&args).expect("sampled");
+    let file = PerfFile::open(&output).expect("our own file");
+    let capture = Capture::read(&file).expect("our own file");
+    assert_eq!(
+        (capture.branch_stacks.samples, capture.branch_stacks.entries),
+        (sampled.samples, sampled.entries)
+    );
+    let store = ImageStore::load(&capture, &ImageSearch::default());
+    let images = store.images();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
+    let profile = resolve(&Traces::count(&capture, &store, &pool, |_| true), &images);
+    assert_eq!((profile.sums.impossible, profile.sums.outside, profile.sums.impossible_ranges), (0, 0, 0));
+    // Of the last branches of each thread there is no sample.
+    let threads = logs(recording.folder()).len() as u64;
+    let most = threads * u64::from(DEPTH);
+    recording.rows(|true_store, spaces, rows| {
+        let taken = |rows: &[EdgeRow], name: &dyn Fn(ImageId) -> String| {
+            let mut taken: BTreeMap<_, u64> = BTreeMap::new();
+            for row in rows.iter().filter(|row| row.taken > 0 && is_branch(row.kind)) {
+                let end = |addr: Option<CodeAddr>| addr.map(|addr| (addr.image.map(name), addr.addr));
+                *taken.entry((row.kind, end(row.from), end(row.to))).or_default() += row.taken;
+            }
+            taken
+        };
+        let truth = taken(rows, &|image| true_store.image_name(image));
+        let ours = taken(&profile.rows, &|image| store.image_name(image));
+        let all: u64 = truth.values().sum();
+        let counted: u64 = ours.values().sum();
+        // The oldest entry of a stack is the youngest of the one before: it counts twice.
+        let once = counted - (sampled.samples - threads);
+        assert!(once <= all && all - once < most, "{once} of {all} branches");
+        for edge in ours.keys() {
+            assert!(truth.contains_key(edge), "{edge:x?} never ran");
+        }
+        let (_, space) = spaces.versions().last().expect("an address space");
+        let logged = ranges_of_logs(recording.folder(), &true_store.images(), space);
+        let (mut stretches, mut missing) = (0, 0);
+        for (image, logged) in &logged {
+            let name = true_store.image_name(*image);
+            let Some(own) = (0..store.image_count()).map(ImageId).find(|own| store.image_name(*own) == name)
+            else {
+                continue;
+            };
+            let code = images.get(own).expect("an image");
+            let (ours, theirs) = (steps(&counted_ranges(&profile.rows, own), code), steps(logged, code));
+            for (step, count) in theirs.iter().filter(|(step, _)| matches!(step, Step::Behind(_))) {
+                let found = ours.get(step).copied().unwrap_or(0);
+                assert!(found <= *count && count - found <= most, "{name}: {step:x?} {found} of {count}");
+                (stretches, missing) = (stretches + count, missing + count - found);
+            }
+            for step in ours.keys().filter(|step| matches!(step, Step::Behind(_))) {
+                assert!(theirs.contains_key(step), "{name}: {step:x?} never ran");
+            }
+        }
+        eprintln!(
+            "{} samples: {once} of {all} branches, all but {missing} of {stretches} steps",
+            sampled.samples
+        );
+        assert!(missing < stretches / 100);
+    });
+}
+
+fn is_branch(kind: EdgeKind) -> bool {
+    use EdgeKind::{Call, CallInd, Jcc, Jmp, JmpInd, Ret};
+    matches!(kind, Jcc | Jmp | Call | JmpInd | CallInd | Ret)
+}
+
+/// The ranges that stacks tell of an image.
+fn counted_ranges(rows: &[EdgeRow], image: ImageId) -> Ranges {
+    ptflow_exporters::ranges::counted(rows, |other| other == image)
+}
+
 /// What ranges come to, however they are cut: how often flow came to an instruction by a jump, by a return, or from the
 /// instruction before.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -88,6 +177,12 @@ fn steps(ranges: &Ranges, code: &CodeImage<'_>) -> BTreeMap<Step, u64> {
     steps
 }
 
+/// The ordered truth of each thread.
+fn logs(folder: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(folder).expect("the folder").map(|file| file.expect("a file").path());
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "log")).collect()
+}
+
 /// The ranges that the recorder saw, of each image.
 fn ranges_of_logs(folder: &Path, images: &Images<'_>, space: &AddressSpace) -> BTreeMap<ImageId, Ranges> {
     let place = |addr: u64| {
@@ -99,9 +194,8 @@ fn ranges_of_logs(folder: &Path, images: &Images<'_>, space: &AddressSpace) -> B
         let bytes = images.get(image).and_then(|image| image.code_at(Svma(svma))).expect("code");
         InsnStream::new(bytes, addr, ExecMode::Bits64)
     };
-    let files = std::fs::read_dir(folder).expect("the folder").map(|file| file.expect("a file").path());
     let mut truth: BTreeMap<ImageId, Ranges> = BTreeMap::new();
-    for path in files.filter(|path| path.extension().is_some_and(|extension| extension == "log")) {
+    for path in logs(folder) {
         let log = LogReader::open(&path).expect("a log").map(|entry| entry.expect("an entry"));
         for ((start, end, entered), count) in ranges_of(log, insns) {
             let ((image, start), (_, end)) = (place(start), place(end));
@@ -215,7 +309,8 @@ impl<'d> ProbeSource<'d> for Probes<'_, 'd> {
             };
             let frames: Vec<_> = found.iter().map(frame).collect();
             let is_call = probe.kind == ProbeKind::Call;
-            each(Probe { frames: &frames, discriminator: probe.discriminator, is_call });
+            let Some(outermost) = self.0.outermost(probe) else { continue };
+            each(Probe { outermost, frames: &frames, discriminator: probe.discriminator, is_call });
         }
     }
 }
@@ -386,8 +481,8 @@ impl Bed {
         }
         let (our_text, their_text) =
             (self.read(&format!("{ours}.text")), self.read(&format!("{theirs}.text")));
-        let odd = our_text.lines().zip(their_text.lines()).find(|(ours, theirs)| ours != theirs);
-        assert!(our_text == their_text, "ours, theirs: {odd:?}");
+        let odd = our_text.lines().zip(their_text.lines()).filter(|(ours, theirs)| ours != theirs);
+        assert!(our_text == their_text, "ours, theirs: {:?}", odd.take(5).collect::<Vec<_>>());
         let show = |name: &str| {
             let name = format!("{name}.binary");
             tool(
