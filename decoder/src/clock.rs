@@ -182,19 +182,24 @@ impl Clock {
     /// wanted of all.
     #[cold]
     pub(crate) fn settle(&mut self, marks: impl FnOnce(u64, &mut Vec<u64>) -> bool) {
-        self.resolver.take(&self.notes, self.tie);
-        self.notes.drain(..self.tie);
-        self.tie = 0;
-        let timeline = self.resolver.timeline();
-        let from = timeline.thinned_to().min(self.traced.thinned_to());
+        let from = self.resolver.timeline().thinned_to().min(self.traced.thinned_to());
         let mut wanted = std::mem::take(&mut self.wanted);
         wanted.clear();
-        if marks(from, &mut wanted) {
-            // Holes begin where flow was interrupted, and clock rates where they are told.
+        let not_all = marks(from, &mut wanted);
+        let own = wanted.len();
+        // Clock rates are told with their times; holes begin where flow was interrupted.
+        let ratios = self.ratios.iter().rev().map(|ratio| ratio.0);
+        wanted.extend(ratios.take_while(|ordinal| *ordinal >= from));
+        if wanted.len() > own {
+            wanted.sort_unstable();
+        }
+        self.resolver.take(&self.notes, self.tie, not_all.then_some(&wanted));
+        self.notes.drain(..self.tie);
+        self.tie = 0;
+        if not_all {
+            let timeline = self.resolver.timeline();
             let own = wanted.len();
             wanted.extend(timeline.offs_from(from));
-            let ratios = self.ratios.iter().rev().map(|ratio| ratio.0);
-            wanted.extend(ratios.take_while(|ordinal| *ordinal >= from));
             if wanted.len() > own {
                 wanted.sort_unstable();
             }
@@ -303,7 +308,8 @@ impl Clock {
 
     /// A CYC packet; what follows decides what it dates.
     pub fn cyc(&mut self, cycles: u64) {
-        self.cycles = self.cycles.wrapping_add(cycles);
+        // No CPU counts so far; counts never fall.
+        self.cycles = self.cycles.saturating_add(cycles);
         self.cycles_pending = true;
         self.traced.pass(cycles);
     }
@@ -317,10 +323,16 @@ impl Clock {
         }
     }
 
+    /// The next transfer is to be noted.
+    #[inline]
+    pub(crate) fn waits(&self) -> bool {
+        self.cycles_pending | self.floating
+    }
+
     /// A transfer was reached, at this ordinal; a CYC directly before its packet dates it.
     #[inline]
     pub fn date(&mut self, ordinal: u64) {
-        if self.cycles_pending | self.floating {
+        if self.waits() {
             self.note_transfer(ordinal);
         }
     }
@@ -395,7 +407,7 @@ impl Clock {
 
     /// Works out the times.
     pub fn finish(mut self) -> Timeline {
-        self.resolver.take(&self.notes, self.notes.len());
+        self.resolver.take(&self.notes, self.notes.len(), None);
         let timeline = self.resolver.finish().until(self.reference);
         timeline.with_rates(self.traced, self.ratios)
     }

@@ -31,6 +31,7 @@ use crate::sink::Site;
 use crate::units::{ImageId, Ip, Svma};
 use rustc_hash::FxHashMap;
 pub(crate) use sites::SiteTable;
+use std::sync::Arc;
 
 /// A node of one graph.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -89,8 +90,27 @@ pub(crate) struct Node {
     pub insns: u16,
     /// What ends it.
     pub exit: Exit,
+    /// [`CROSSES`], [`ASKED`].
+    pub flags: u8,
+}
+
+/// A jump in the node, or at its end, leads into another function.
+const CROSSES: u8 = 1;
+/// The node lies in a function that the job asks about.
+const ASKED: u8 = 2;
+
+impl Node {
     /// A jump in it, or at its end, leads into another function.
-    pub crosses: bool,
+    #[inline]
+    pub fn crosses(&self) -> bool {
+        self.flags & CROSSES != 0
+    }
+
+    /// It lies in a function that the job [asks](Graph::ask) about.
+    #[inline]
+    pub fn is_asked(&self) -> bool {
+        self.flags & ASKED != 0
+    }
 }
 
 /// A direct transfer folded into a node.
@@ -159,6 +179,8 @@ pub struct Graph {
     pub(crate) compact: compact::Compact,
     /// What nodes and jumps mean, as it was told last.
     sites: SiteTable,
+    /// The functions that the job asks about.
+    asked: Option<Arc<[bool]>>,
     /// Numbers of the spaces met so far, by where they lie in memory: they outlive the graph's work. Windows are of one
     /// space, and are good again when it comes back.
     spaces: FxHashMap<usize, u32>,
@@ -191,6 +213,7 @@ impl Graph {
             memo: memo::Memo::default(),
             compact: compact::Compact::default(),
             sites: SiteTable::default(),
+            asked: None,
             spaces: FxHashMap::default(),
             space: 0,
             mode: ExecMode::Bits64,
@@ -215,7 +238,7 @@ impl Graph {
             ret: NOWHERE,
             insns: 0,
             exit: Exit::Unbuilt,
-            crosses: false,
+            flags: self.flag(&function),
         });
         self.info.push(NodeInfo {
             image: self.placements.image(placement),
@@ -231,6 +254,24 @@ impl Graph {
             free: u32::MAX,
         });
         id
+    }
+
+    /// A job asks about some functions: the flags by function.
+    pub(crate) fn ask(&mut self, functions: &Arc<[bool]>) {
+        if self.asked.as_ref().is_some_and(|asked| Arc::ptr_eq(asked, functions)) {
+            return;
+        }
+        self.asked = Some(functions.clone());
+        for index in 0..self.nodes.len() {
+            let flag = self.flag(&self.info[index].function);
+            self.nodes[index].flags = self.nodes[index].flags & !ASKED | flag;
+        }
+    }
+
+    fn flag(&self, function: &FunctionAt) -> u8 {
+        let asked = self.asked.as_ref().zip(function.function);
+        let is_asked = asked.is_some_and(|(asked, id)| asked.get(id.0 as usize) == Some(&true));
+        if is_asked { ASKED } else { 0 }
     }
 
     /// The node that begins at a stated address of a placement; it may be unbuilt.

@@ -4,7 +4,7 @@
 //! order by the caller. Executions are counted in the block graph whatever the sink does, so a job that wants counts
 //! only needs [`CountOnly`].
 
-use crate::graph::{Graph, NodeId};
+use crate::graph::{Exit, Graph, NodeId};
 use crate::image::FunctionAt;
 use crate::ledger::LossReason;
 use crate::owners::ThreadId;
@@ -73,6 +73,8 @@ pub struct Run<'g> {
     pub graph: &'g Graph,
     /// The node.
     pub node: NodeId,
+    /// What ends it.
+    pub exit: Exit,
     /// How it was left.
     pub leave: Leave,
 }
@@ -183,6 +185,9 @@ pub trait Sink {
     const BRANCHES: bool = true;
     /// Whether the job can do with what it [keeps](Sink::learn) of the runs of a window, instead of each run.
     const WINDOWS: bool = false;
+
+    /// The walk begins.
+    fn start(&mut self, _graph: &mut Graph) {}
 
     /// A run was executed; `mark` is behind its last instruction.
     fn run(&mut self, run: Run<'_>, mark: Mark);

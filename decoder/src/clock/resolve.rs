@@ -42,8 +42,10 @@ impl Resolver {
         }
     }
 
-    /// Takes so many notes. What is behind those says what they mean: a tie's cycles scale to the next tie.
-    pub fn take(&mut self, notes: &[Note], count: usize) {
+    /// Takes so many notes. What is behind those says what they mean: a tie's cycles scale to the next tie. Where not all
+    /// times are wanted, but those at some ordinals, cycles that tell none of them are passed over.
+    pub fn take(&mut self, notes: &[Note], count: usize, wanted: Option<&[u64]>) {
+        let mut next_wanted = 0;
         let mut next_anchor = 0;
         for (index, note) in notes.iter().enumerate().take(count) {
             match note.kind {
@@ -57,6 +59,9 @@ impl Resolver {
                         self.last_factor = self.factor.or(self.last_factor);
                     }
                 }
+                Kind::Cycles { own: true }
+                    if wanted
+                        .is_some_and(|wanted| is_passed_over(notes, index, wanted, &mut next_wanted)) => {}
                 Kind::Cycles { own } => {
                     let (Some(tie), Some(tsc)) = (self.tie, self.scale(note.cycles)) else {
                         if own {
@@ -166,6 +171,27 @@ impl Resolver {
         }
         None
     }
+}
+
+/// Whether nothing would be different without the point in time of a transfer's cycles: it lies between two others of this
+/// kind, in the same scale, and no time is wanted between these. (Nor is any sum: what passes from the first to the last is
+/// the same with or without it.)
+#[inline]
+fn is_passed_over(notes: &[Note], index: usize, wanted: &[u64], next: &mut usize) -> bool {
+    let (Some(before), Some(behind)) =
+        (index.checked_sub(1).and_then(|at| notes.get(at)), notes.get(index + 1))
+    else {
+        return false;
+    };
+    let ordinal = notes[index].ordinal;
+    let own = Kind::Cycles { own: true };
+    if before.kind != own || behind.kind != own || ordinal <= before.ordinal || behind.ordinal <= ordinal {
+        return false;
+    }
+    while wanted.get(*next).is_some_and(|wanted| *wanted <= before.ordinal) {
+        *next += 1;
+    }
+    wanted.get(*next).is_none_or(|wanted| *wanted >= behind.ordinal)
 }
 
 /// The time that the next anchor gives, from `at` on.

@@ -146,7 +146,7 @@ impl Graph {
         node.succ = end.succ;
         node.ret = end.ret;
         node.insns = insns;
-        node.crosses = crosses;
+        node.flags |= if crosses { super::CROSSES } else { 0 };
     }
 
     /// The end of a node at an instruction that is more than a jump. What leads out of the placement and is no plain

@@ -47,7 +47,7 @@ impl<'g> Iterator for Runs<'g> {
             _ => Leave::Taken,
         };
         self.mark.ordinal += u64::from(this.insns);
-        Some((Run { graph: self.graph, node, leave }, self.mark))
+        Some((Run { graph: self.graph, node, exit: this.exit, leave }, self.mark))
     }
 }
 

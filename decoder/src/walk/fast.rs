@@ -217,6 +217,10 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         let mut node = *at;
         let mut tnt = self.cursor.tnt;
         let mut crossings = 0;
+        // Outside of the loop of conditional branches the ordinal is in the mark.
+        let mut ordinal = self.mark.ordinal;
+        // Only the first transfer of a packet can be the one behind timing packets.
+        let mut is_dated = !self.clock.waits();
         let stop = loop {
             if tnt.count == 0 {
                 break Stop::Hungry;
@@ -232,14 +236,24 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 }
                 let next = this.succ[taken];
                 let insns = this.insns;
-                if S::BRANCHES || this.crosses {
+                if S::BRANCHES && (S::CLOCK || S::RUNS) || this.crosses() && S::RUNS {
                     let leave = if taken == 1 { Leave::Taken } else { Leave::NotTaken };
-                    self.ran(node, insns, leave, true);
-                } else {
-                    self.passed(insns, true);
+                    self.mark.ordinal = ordinal;
+                    self.ran(node, insns, Exit::Jcc, leave, true);
+                    ordinal = self.mark.ordinal;
+                    is_dated = true;
+                } else if S::CLOCK || S::RUNS {
+                    ordinal += u64::from(insns);
+                    if !is_dated {
+                        self.clock.date(ordinal);
+                        is_dated = true;
+                    }
                 }
                 node = next;
                 continue;
+            }
+            if S::CLOCK || S::RUNS {
+                self.mark.ordinal = ordinal;
             }
             match this.exit {
                 Exit::Ret => {
@@ -250,7 +264,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                     let Some(target) = self.returned(node) else { break Stop::Careful };
                     tnt.bits <<= 1;
                     tnt.count -= 1;
-                    self.ran(node, insns, Leave::To(target), true);
+                    self.ran(node, insns, Exit::Ret, Leave::To(target), true);
                     node = target;
                 }
                 Exit::Call | Exit::Link => node = self.step_free(node),
@@ -276,7 +290,12 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
                 }
                 Exit::Jcc | Exit::Stop | Exit::Endless | Exit::Cross => break Stop::Careful,
             }
+            ordinal = self.mark.ordinal;
+            is_dated = !self.clock.waits();
         };
+        if S::CLOCK || S::RUNS {
+            self.mark.ordinal = ordinal;
+        }
         self.cursor.tnt = tnt;
         *at = node;
         stop
@@ -284,10 +303,10 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
 
     /// Reports a node that was left.
     #[inline(always)]
-    fn ran(&mut self, node: NodeId, insns: u16, leave: Leave, consumed: bool) {
+    fn ran(&mut self, node: NodeId, insns: u16, exit: Exit, leave: Leave, consumed: bool) {
         self.passed(insns, consumed);
         if S::RUNS {
-            self.sink.run(Run { graph: self.graph, node, leave }, self.mark);
+            self.sink.run(Run { graph: self.graph, node, exit, leave }, self.mark);
         }
     }
 
@@ -320,8 +339,10 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         let (next, ret, insns) = (this.succ[0], this.ret, this.insns);
         if this.exit == Exit::Call {
             self.cursor.stack.push(ReturnAddress::Node(ret));
+            self.ran(node, insns, Exit::Call, Leave::Direct, false);
+        } else {
+            self.ran(node, insns, Exit::Link, Leave::Direct, false);
         }
-        self.ran(node, insns, Leave::Direct, false);
         next
     }
 
@@ -340,7 +361,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
         }
         self.count_target(node, target);
         let leave = if by.is_some() { Leave::To(target) } else { Leave::Direct };
-        self.ran(node, insns, leave, false);
+        self.ran(node, insns, Exit::Cross, leave, false);
         Some(target)
     }
 
@@ -390,7 +411,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             _ => {}
         }
         self.count_target(*node, target);
-        self.ran(*node, this.insns, Leave::To(target), true);
+        self.ran(*node, this.insns, this.exit, Leave::To(target), true);
         Some(target)
     }
 

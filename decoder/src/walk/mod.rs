@@ -205,6 +205,7 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
 
     /// Before anything else.
     fn begin(&mut self) {
+        self.sink.start(self.graph);
         self.clock.set_reference(self.reader.reference());
         self.packet_at = self.reader.offset();
         self.choose_owner();

@@ -32,6 +32,10 @@ impl Sink for LoopSteps {
     const RUNS: bool = true;
     const COUNTS: bool = false;
 
+    fn start(&mut self, graph: &mut Graph) {
+        self.0.start(graph);
+    }
+
     fn run(&mut self, run: Run<'_>, mark: Mark) {
         let (node, info) = (run.graph.node(run.node), run.graph.info(run.node));
         let addr = |addr| CodeAddr { image: Some(info.image), addr };

@@ -138,11 +138,10 @@ impl CallSteps {
         self.only.as_ref().is_some_and(asked)
     }
 
-    /// A call or return to a site with a number.
-    #[inline]
-    fn transfer(&mut self, mark: Mark, kind: u64, words: [u32; 2], to: impl Fn() -> Site) {
-        let asked = if self.only.is_some() && self.is_asked(&to()) { ASKED } else { 0 };
-        self.keep(mark, kind | asked, words);
+    /// A call or return, perhaps to what the job asks about.
+    #[inline(always)]
+    fn transfer(&mut self, mark: Mark, kind: u64, words: [u32; 2], is_asked: bool) {
+        self.keep(mark, kind | if is_asked { ASKED } else { 0 }, words);
     }
 
     /// A jump to a site with a number.
@@ -159,13 +158,13 @@ impl CallSteps {
         self.keep(mark, kind, [number, 0]);
     }
 
-    #[inline]
+    #[inline(always)]
     fn keep(&mut self, mark: Mark, kind: u64, words: [u32; 2]) {
         self.switch(mark);
         self.add(Kept { at: mark.ordinal << ORDINAL | kind, words });
     }
 
-    #[inline]
+    #[inline(always)]
     fn switch(&mut self, mark: Mark) {
         if mark.switches != self.switches {
             self.switches = mark.switches;
@@ -174,7 +173,7 @@ impl CallSteps {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn add(&mut self, step: Kept) {
         if self.only.is_some()
             && let Some(last) = self.steps.last()
@@ -233,10 +232,10 @@ impl CallSteps {
     }
 
     /// The call, return or jump at a node's end.
-    #[inline]
+    #[inline(always)]
     pub(super) fn at_end(&mut self, run: &Run<'_>, mark: Mark) {
         let node = run.graph.node(run.node);
-        let (kind, to) = match (node.exit, run.leave) {
+        let (kind, to) = match (run.exit, run.leave) {
             (Exit::Call, _) => (CALL, node.succ[0]),
             (Exit::CallInd, Leave::To(to)) => (CALL, to),
             (Exit::Ret, Leave::To(to)) => (RETURN, to),
@@ -251,7 +250,8 @@ impl CallSteps {
             (Exit::Cross, Leave::To(to)) => return self.jump_at_end(run, to, mark),
             _ => return,
         };
-        self.transfer(mark, kind, [SiteTable::node(to), SiteTable::node(node.ret)], || run.graph.site(to));
+        let words = [SiteTable::node(to), SiteTable::node(node.ret)];
+        self.transfer(mark, kind, words, run.graph.node(to).is_asked());
     }
 
     /// The jumps folded into a node, and its conditional branch, where they lead into another function.
@@ -280,9 +280,15 @@ impl Sink for CallSteps {
     const BRANCHES: bool = false;
     const WINDOWS: bool = true;
 
-    #[inline]
+    fn start(&mut self, graph: &mut Graph) {
+        if let Some(only) = &self.only {
+            graph.ask(only);
+        }
+    }
+
+    #[inline(always)]
     fn run(&mut self, run: Run<'_>, mark: Mark) {
-        if run.graph.node(run.node).crosses {
+        if run.graph.node(run.node).crosses() {
             self.crossing(&run, mark);
         }
         self.at_end(&run, mark);
@@ -296,11 +302,13 @@ impl Sink for CallSteps {
             EdgeKind::Call | EdgeKind::CallInd => {
                 let returns_to = Site { addr: branch.next, ..Site::NOWHERE };
                 let words = [self.other(to), self.other(returns_to)];
-                self.transfer(mark, CALL, words, || to);
+                let is_asked = self.is_asked(&to);
+                self.transfer(mark, CALL, words, is_asked);
             }
             EdgeKind::Ret => {
                 let words = [self.other(to), 0];
-                self.transfer(mark, RETURN, words, || to);
+                let is_asked = self.is_asked(&to);
+                self.transfer(mark, RETURN, words, is_asked);
             }
             EdgeKind::Jmp | EdgeKind::JmpInd | EdgeKind::Jcc | EdgeKind::Far => {
                 let indirect = matches!(branch.kind, EdgeKind::JmpInd | EdgeKind::Far);
