@@ -231,9 +231,9 @@ fn tell(sums: &StackSums) {
     say(sums.impossible, entries, "entries are no branch of the code, and left out: is it another build?");
     say(sums.too_many, entries, "entries are left out: too many different branches");
     say(sums.impossible_ranges, sums.ranges, "stretches between entries are no straight code, and left out");
-    say(
-        sums.repeated,
-        sums.samples,
-        "samples tell their youngest branch twice; the range between is left out",
-    );
+    // In a tight loop the two youngest are the same, too.
+    if sums.impossible_ranges > 0 {
+        let what = "samples tell their youngest branch twice, as Skylake does at times and tight loops do";
+        say(sums.repeated, sums.samples, what);
+    }
 }
