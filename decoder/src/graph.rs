@@ -12,7 +12,7 @@
 //! `placement.rs`): processes and load addresses share them. Their exits are counted in the node itself, and become
 //! edges once, at the end ([`Graph::rows`]).
 //!
-//! *Invariant*: a node's id never changes and never leaves the worker that owns the graph.
+//! *Invariant*: a node's id never changes, and leaves the worker that owns the graph only with a [`SiteTable`].
 //! *Invariant*: the graph grows with the code touched, never with the trace.
 
 mod build;
