@@ -69,3 +69,18 @@ fn the_size_and_the_code_are_as_asked() {
     );
     part.libipt_equals_truth().expect("libipt agrees");
 }
+
+#[test]
+fn copies_are_threads_of_their_own() {
+    let (walk, made) = synthesize(&[PERL], 300_000, |args| {
+        (args.log, args.threads, args.copies) = (false, 2, 3);
+    });
+    assert!((300_000..420_000).contains(&made.bytes), "{made:?}");
+    let sizes = walk.stream_sizes();
+    assert!(
+        sizes.len() == 6 && sizes[0] == sizes[2] && sizes[3] == sizes[5] && sizes[0] != sizes[3],
+        "{sizes:?}"
+    );
+    walk.perf_equals_truth().expect("perf agrees");
+    walk.libipt_equals_truth().expect("libipt agrees");
+}

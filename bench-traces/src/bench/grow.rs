@@ -125,7 +125,7 @@ fn axes(args: &GrowArgs) -> Vec<Axis> {
                 .map(|code| {
                     point(format!("of {} KiB", code >> 10), code as f64, &|synth| {
                         (synth.files, synth.code) = (args.files.clone(), code);
-                        synth.random = 30;
+                        (synth.random, synth.errand) = (30, 1000);
                     })
                 })
                 .into(),
@@ -162,10 +162,22 @@ fn measure(folder: &Path, rounds: usize) -> anyhow::Result<[Ran; 2]> {
             let mut command = Command::new(child::beside("ptflow")?);
             command.arg("profile").arg(folder.join("perf.data"));
             command.args(["--quiet", "--addresses", "runtime", "--threads", threads, "-o"]).arg(&out);
-            ran.push(child::run(command)?);
+            let report = folder.join("report.json");
+            command.arg("--report").arg(&report);
+            let mut turn = child::run(command)?;
+            // The kernel's peak of a child begins with what this process has, which made the capture.
+            let report = std::fs::read_to_string(&report)?;
+            turn.peak = number(&report, "peak_rss_bytes").context("no peak in the report")?;
+            ran.push(turn);
             let same = std::fs::read(&out)? == std::fs::read(folder.join("truth.edges"))?;
             ensure!(same, "the edges of {} are not the truth", folder.display());
         }
     }
     Ok(ran.map(|ran| child::medians(&ran)))
+}
+
+/// A number in JSON.
+fn number(json: &str, key: &str) -> Option<u64> {
+    let (_, rest) = json.split_once(&format!("\"{key}\":"))?;
+    rest.trim_start().split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }

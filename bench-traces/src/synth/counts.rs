@@ -82,15 +82,18 @@ impl Counts {
         *self.stops.entry(at).or_insert(0) += 1;
     }
 
-    /// Adds them to the truth.
-    pub fn add_to(&self, rows: &mut Rows, blocks: &[Block]) {
+    /// Adds them to the truth, so many times.
+    pub fn add_to(&self, rows: &mut Rows, blocks: &[Block], times: u64) {
+        let mut add = |kind, from, to, taken: u64, not_taken: u64| {
+            rows.add(kind, from, to, taken * times, not_taken * times);
+        };
         for (block, AtNode { direct: [fell, taken], .. }) in blocks.iter().zip(&self.nodes) {
             let (from, to) = (Some(block.last), Some(block.target));
             match block.end {
                 _ if fell + taken == 0 => {}
-                End::Jcc => rows.add("jcc", from, to, *taken, *fell),
-                End::Jmp => rows.add("jmp", from, to, *taken, 0),
-                _ => rows.add("call", from, to, *taken, 0),
+                End::Jcc => add("jcc", from, to, *taken, *fell),
+                End::Jmp => add("jmp", from, to, *taken, 0),
+                _ => add("call", from, to, *taken, 0),
             }
         }
         for (key, count) in self.recent.iter().map(|(key, count)| (key, count)).chain(&self.indirect) {
@@ -103,13 +106,13 @@ impl Counts {
                 End::CallInd => "call_ind",
                 _ => "ret",
             };
-            rows.add(kind, Some(block.last), Some(target.start), *count, 0);
+            add(kind, Some(block.last), Some(target.start), *count, 0);
         }
         for (at, count) in &self.resumes {
-            rows.add("resume", None, Some(*at), *count, 0);
+            add("resume", None, Some(*at), *count, 0);
         }
         for (at, count) in &self.stops {
-            rows.add("async", Some(*at), None, *count, 0);
+            add("async", Some(*at), None, *count, 0);
         }
     }
 

@@ -28,10 +28,10 @@ use ptflow_perf_import::{Cpu, Pid, Tid};
 use rayon::prelude::*;
 use rng::Rng;
 use std::fs::File;
-use std::io::BufWriter;
+use std::io::{self, BufWriter};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use walker::Walker;
+use walker::{ERRAND, Walker};
 
 /// Streams that are walked at the same time. The file depends on it, so it is no option.
 const SIDE_BY_SIDE: usize = 4;
@@ -58,6 +58,10 @@ pub struct SynthArgs {
     /// Threads, each with a stream of its own
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub threads: u32,
+    /// Each of them stands in the capture so many times, as so many threads that did the same at the same time: for captures
+    /// larger than one has time to walk
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub copies: u32,
     /// The first thread has so many percent of the trace, the others share the rest; 0: all have the same
     #[arg(long, default_value_t = 0, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
     pub first: u8,
@@ -67,6 +71,9 @@ pub struct SynthArgs {
     /// Calls inside calls, at most about
     #[arg(long, default_value_t = 48, value_name = "N")]
     pub depth: u16,
+    /// After about so many branches the walk begins anew with another function: fewer touch more code
+    #[arg(long, default_value_t = ERRAND, value_name = "N")]
+    pub errand: u32,
     /// Mean trip count of loops
     #[arg(long, default_value_t = 12, value_name = "N")]
     pub trips: u32,
@@ -95,9 +102,11 @@ impl SynthArgs {
             size,
             seed: 1,
             threads: 1,
+            copies: 1,
             first: 0,
             code: 0,
             depth: 48,
+            errand: ERRAND,
             trips: 12,
             random: 10,
             targets: 4,
@@ -133,19 +142,33 @@ pub struct Made {
 
 /// Writes the capture and its truth.
 pub fn synthesize(args: &SynthArgs) -> anyhow::Result<Made> {
+    if args.log && args.copies > 1 {
+        bail!("copies have no logs of their own");
+    }
+    if u64::from(args.threads) * u64::from(args.copies) > 4_000_000 {
+        bail!("more threads than Linux has numbers for");
+    }
     if args.options.disturbs() || args.options.per_cpu > 0 {
         bail!("interrupts, restarts, losses and streams by CPU can only be recorded, not made up");
     }
     let codes: Vec<ElfCode> = (args.files.iter().enumerate())
         .map(|(index, file)| ElfCode::open(file, FIRST_BIAS + BIAS_STEP * index as u64))
         .collect::<anyhow::Result<_>>()?;
+    for (index, code) in codes.iter().enumerate() {
+        let other = codes[..index]
+            .iter()
+            .find(|other| other.mapped.start < code.mapped.end && code.mapped.start < other.mapped.end);
+        if let Some(other) = other {
+            bail!("{} and {} are linked to the same addresses", other.path, code.path);
+        }
+    }
     let program = program(args, &codes)?;
     std::fs::create_dir_all(&args.output)
         .with_context(|| format!("cannot make the folder {}", args.output.display()))?;
     let (counts, threads) = write_capture(args, &codes, &program)?;
     let (mut rows, mut walked) = (Rows::default(), vec![false; program.nodes.len()]);
     for counts in &counts {
-        counts.add_to(&mut rows, &program.blocks);
+        counts.add_to(&mut rows, &program.blocks, u64::from(args.copies));
         counts.mark_walked(&mut walked);
     }
     let create = |name: &str| File::create(args.output.join(name)).map(BufWriter::new);
@@ -198,22 +221,19 @@ fn choose<'c>(codes: &'c [ElfCode], bytes: u64, rng: &mut Rng) -> Vec<Function<'
     chosen
 }
 
-/// A thread that is being walked.
+/// A thread that is being walked, and its copies.
 struct Stream<'p> {
-    index: u32,
+    /// Its number and its copies'.
+    numbers: Range<u32>,
     /// Bytes that are still to be made.
     left: u64,
     walker: Walker<'p>,
 }
 
 impl Stream<'_> {
-    fn tid(&self) -> Tid {
-        Tid(PID.0 + self.index)
-    }
-
-    fn who(&self) -> Who {
+    fn who(&self, number: u32) -> Who {
         let time = machine::TIME.to_ns(Tsc(self.walker.pt.tsc())).0;
-        Who { pid: PID, tid: self.tid(), cpu: Cpu(self.index % CPUS), time }
+        Who { pid: PID, tid: Tid(PID.0 + number), cpu: Cpu(number % CPUS), time }
     }
 
     /// The next chunk.
@@ -257,24 +277,33 @@ fn write_capture(
             .try_for_each(|(stream, counts)| stream.as_mut().map_or(Ok(()), |stream| stream.walk(counts)))?;
         for place in &mut running {
             let Some(stream) = place else { continue };
-            let (who, tid, reference) = (stream.who(), stream.tid(), Tsc(stream.walker.pt.tsc()));
+            let done = stream.left == 0;
+            let whos: Vec<Who> = stream.numbers.clone().map(|number| stream.who(number)).collect();
+            let reference = Tsc(stream.walker.pt.tsc());
+            let numbers = stream.numbers.clone();
             stream.walker.pt.drain(|offset, bytes| {
-                writer.aux(who, offset, bytes.len() as u64, 0)?;
-                writer.auxtrace(stream.index, Some(tid), None, offset, reference, bytes)
+                for (number, who) in numbers.zip(&whos) {
+                    writer.aux(*who, offset, bytes.len() as u64, 0)?;
+                    writer.auxtrace(number, Some(who.tid), None, offset, reference, bytes)?;
+                }
+                io::Result::Ok(())
             })?;
-            if stream.left == 0 {
+            if !done {
+                continue;
+            }
+            for who in whos {
                 writer.exit(who)?;
-                let pt = &stream.walker.pt;
+                let Walker { pt, instructions, .. } = &stream.walker;
                 threads.push(Totals {
-                    tid: tid.0,
-                    instructions: stream.walker.instructions,
+                    tid: who.tid.0,
+                    instructions: *instructions,
                     unexplained: 0,
                     packets: pt.packets,
                     compressed_returns: pt.compressed_returns,
                     bytes: pt.offset(),
                 });
-                *place = None;
             }
+            *place = None;
         }
     }
     writer.finish()?;
@@ -290,24 +319,28 @@ fn start<'p>(
     counts: &mut Counts,
     writer: &mut PerfWriter<File>,
 ) -> anyhow::Result<Stream<'p>> {
-    let tid = PID.0 + index;
-    let log = args.log.then(|| LogWriter::create(&log::path(&args.output, tid))).transpose()?;
+    let numbers = index * args.copies..(index + 1) * args.copies;
+    let log =
+        args.log.then(|| LogWriter::create(&log::path(&args.output, PID.0 + numbers.start))).transpose()?;
     let seed = (args.seed, u64::from(index));
-    let walker = Walker::new(program, seed, usize::from(args.depth), args.options, log);
-    let mut stream = Stream { index, left: share(args, index), walker };
-    let who = stream.who();
-    if index > 0 {
-        writer.fork(Who { tid: Tid(PID.0), ..who }, PID, Tid(tid))?;
-        writer.comm(who, "synth", false)?;
+    let walker =
+        Walker::new(program, seed, usize::from(args.depth), args.options, log).with_errand(args.errand);
+    let mut stream = Stream { numbers, left: share(args, index), walker };
+    for number in stream.numbers.clone() {
+        let who = stream.who(number);
+        if number > 0 {
+            writer.fork(Who { tid: Tid(PID.0), ..who }, PID, who.tid)?;
+            writer.comm(who, "synth", false)?;
+        }
+        writer.itrace_start(who)?;
     }
-    writer.itrace_start(who)?;
     stream.walker.start(counts)?;
     Ok(stream)
 }
 
 /// Bytes of trace that a thread has, about.
 fn share(args: &SynthArgs, index: u32) -> u64 {
-    let (size, threads) = (args.size, u64::from(args.threads));
+    let (size, threads) = (args.size / u64::from(args.copies), u64::from(args.threads));
     let first =
         if args.first == 0 || threads == 1 { size / threads } else { size / 100 * u64::from(args.first) };
     let bytes = if index == 0 { first } else { (size - first) / (threads - 1) };

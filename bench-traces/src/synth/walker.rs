@@ -15,8 +15,9 @@ use std::io::{self, BufWriter};
 const BATCH: u32 = 256;
 /// After so many batches in one function, which may be stuck in a circle, the walk goes to its end.
 const PATIENCE: u32 = 16;
-/// After so many batches below one function that nobody called, the walk goes back and begins with another one.
-const ERRAND: u32 = 512;
+
+/// Branches below one function that nobody called, before the walk goes to another one, unless it is told otherwise.
+pub const ERRAND: u32 = 1 << 17;
 
 /// A thread's walk.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub struct Walker<'p> {
     home: Option<usize>,
     batches_in_function: u32,
     batches_in_errand: u32,
+    /// After so many batches below one function that nobody called, the walk goes back and begins with another one.
+    errand: u32,
     /// Instructions executed.
     pub instructions: u64,
     log: Option<LogWriter<BufWriter<File>>>,
@@ -59,9 +62,15 @@ impl<'p> Walker<'p> {
             home: None,
             batches_in_function: 0,
             batches_in_errand: 0,
+            errand: ERRAND / BATCH,
             instructions: 0,
             log,
         }
+    }
+
+    /// Goes elsewhere after about so many branches.
+    pub fn with_errand(self, branches: u32) -> Self {
+        Self { errand: branches / BATCH, ..self }
     }
 
     /// Tracing begins.
@@ -84,7 +93,7 @@ impl<'p> Walker<'p> {
             }
             self.batches_in_function += 1;
             self.batches_in_errand += 1;
-            if self.batches_in_errand > ERRAND {
+            if self.batches_in_errand > self.errand {
                 self.home = Some(0);
             } else if self.batches_in_function > PATIENCE && self.home.is_none() {
                 self.home = Some(self.stack.len().saturating_sub(1));
