@@ -275,7 +275,32 @@ fn number(text: &str) -> Result<u64, String> {
     parsed.map_err(|error| format!("{text}: {error}"))
 }
 
+/// Behind the options of `calls`.
+const CALLS_EXAMPLES: &str = "\
+An invocation begins when control enters the function by a call, or by a jump from another function (a tail call), and ends
+when its frame is left. Of a function that calls itself the outermost ones count. Those that a gap or an end of the trace
+cuts off are told apart, and in no figure.
+
+Examples:
+  ptflow calls perf.data --function handle_request
+  ptflow calls perf.data --function 'parse*' --function libc.so.6:read --top 20
+  ptflow calls perf.data --between accept_request send_reply
+  ptflow calls perf.data --function handle_request --index requests.index   # for replay --index";
+
+/// Behind the options of `replay`.
+const REPLAY_EXAMPLES: &str = "\
+The tree has a line for all calls of one function on one path: time and instructions with what they called, self without,
+IPC = instructions per core cycle where the trace has CYC packets, and the line of source that calls. [syscall] and
+[untraced] are time without trace. Ranks are of invocations whose beginning and end are in the trace.
+
+Examples:
+  ptflow replay perf.data --function handle_request --slowest
+  ptflow replay perf.data --function handle_request --slowest --against median
+  ptflow replay perf.data --function handle_request --slowest --instructions | less
+  ptflow replay perf.data --function handle_request --at 12.000345678 --index requests.index -o request.pftrace";
+
 #[derive(ClapArgs, Debug)]
+#[command(after_help = CALLS_EXAMPLES)]
 pub struct CallsArgs {
     #[command(flatten)]
     pub common: Common,
@@ -305,7 +330,7 @@ pub struct CallsArgs {
 }
 
 #[derive(ClapArgs, Debug)]
-#[command(group = clap::ArgGroup::new("one").required(true).args(["slowest", "nth", "at"]))]
+#[command(group = clap::ArgGroup::new("one").required(true).args(["slowest", "nth", "at"]), after_help = REPLAY_EXAMPLES)]
 pub struct ReplayArgs {
     #[command(flatten)]
     pub common: Common,
@@ -317,25 +342,28 @@ pub struct ReplayArgs {
     /// The K-th invocation in order of time, from 1
     #[arg(long, value_name = "K", value_parser = rank)]
     pub nth: Option<usize>,
-    /// The invocation that was going on at a time: perf's clock (12.000345678) or since the first PT timestamp (+1.5ms)
+    /// The invocation that was going on at a time: perf's clock (12.000345678) or since the first PT timestamp (+1.5ms); one
+    /// that a gap or an end of the trace cuts off, too
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub at: Option<Moment>,
     /// Invocations as `calls --index` wrote them, instead of a pass over the capture
     #[arg(long, value_name = "FILE")]
     pub index: Option<PathBuf>,
-    /// How it differs from the median, from the K-th slowest, or from an invocation that --json saved in a file
+    /// How it differs from the median, from the K-th slowest, or from an invocation that --json saved in a file (of this
+    /// capture or another): time, calls, instructions and iterations of loops by path of calls, the biggest difference first;
+    /// what only one of them reached; where control flow parts first
     #[arg(long, value_name = "median|K|FILE", conflicts_with_all = ["instructions", "json"])]
     pub against: Option<String>,
-    /// Every instruction, with its address, symbol, text, source line and time
+    /// Every instruction, with its address, symbol, text, source line and time; loops are folded
     #[arg(long, conflicts_with = "json")]
     pub instructions: bool,
-    /// Loops round by round
+    /// With --instructions: loops round by round
     #[arg(long, requires = "instructions")]
     pub unfolded: bool,
     /// The tree of calls as JSON
     #[arg(long)]
     pub json: bool,
-    /// All calls, however deep and however short
+    /// All calls, however deep (12 levels are shown without) and however short (a hundredth of the whole)
     #[arg(long)]
     pub all: bool,
     /// Where to [default: standard output]; a timeline of it where the name ends in .pftrace or .json, perhaps with .gz
