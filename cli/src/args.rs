@@ -175,7 +175,7 @@ pub struct ProfileArgs {
     /// What to write
     #[arg(long, value_enum, default_value_t = ProfileFormat::Edges)]
     pub format: ProfileFormat,
-    /// The binary to profile, for formats of one [default: the traced program]
+    /// The binary to profile [default: the traced program, or for branches and bias all]
     #[arg(long, value_name = "PATH|BUILDID")]
     pub binary: Option<String>,
     /// Check the profile against this binary, and fail where it does not fit [default: say so for formats of one binary]
@@ -216,12 +216,27 @@ pub enum ProfileFormat {
     Folded,
     /// Calls, instructions and time of each function
     Functions,
+    /// Conditional branches, one a line: function, address, times taken and not taken
+    Branches,
+    /// Conditional branches of each function: how many, how many never and always taken, times taken and not taken, the most
+    /// mixed one
+    Bias,
 }
 
 impl ProfileFormat {
     /// It is made of call stacks, not of edges.
     pub fn is_of_stacks(self) -> bool {
         matches!(self, Self::Pprof | Self::Folded | Self::Functions)
+    }
+
+    /// It is a table of conditional branches, under the names of their functions.
+    pub fn is_of_conditions(self) -> bool {
+        matches!(self, Self::Branches | Self::Bias)
+    }
+
+    /// It tells of one binary alone.
+    pub fn is_of_binary(self) -> bool {
+        self != Self::Edges && !self.is_of_stacks() && !self.is_of_conditions()
     }
 }
 

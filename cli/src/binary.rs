@@ -6,6 +6,7 @@ use anyhow::bail;
 use ptflow_decoder::image::CodeImage;
 use ptflow_decoder::units::ImageId;
 use ptflow_perf_import::images::{BinaryFile, Status};
+use ptflow_perf_import::symbols::SymbolTable;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -53,6 +54,11 @@ impl Binary {
     /// All its bytes.
     pub fn bytes(&self) -> &[u8] {
         self.file.bytes()
+    }
+
+    /// Its functions.
+    pub fn symbols(&self) -> SymbolTable<'_> {
+        self.file.symbols()
     }
 
     /// Its code.

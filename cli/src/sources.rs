@@ -8,7 +8,7 @@ use crate::unknown_code::{self, UnknownCosts};
 use anyhow::{Context as _, bail};
 use ptflow_decoder::image::AddressSpaces;
 use ptflow_decoder::ledger::Ledger;
-use ptflow_decoder::profile::{CodeAddr, EdgeRow};
+use ptflow_decoder::profile::{CodeAddr, EdgeKind, EdgeRow};
 use ptflow_decoder::run;
 use ptflow_decoder::units::{ImageId, Svma};
 use ptflow_decoder::walk::Engine;
@@ -17,7 +17,7 @@ use ptflow_exporters::flow::Flow;
 use ptflow_exporters::table::EdgeTable;
 use ptflow_perf_import::images::{BinaryFile, Status};
 use ptflow_perf_import::stacks::{StackSums, Traces, resolve};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufReader, Read as _};
 use std::path::{Path, PathBuf};
@@ -29,6 +29,8 @@ pub struct Sources {
     pub table: EdgeTable,
     /// The binary that the profile is of, where the format is of one.
     pub binary: Option<Binary>,
+    /// The functions of conditional branches, where the format names them.
+    pub functions: HashMap<CodeAddr, String>,
     /// Where the images were found, by name.
     files: BTreeMap<String, PathBuf>,
     /// Bytes of trace.
@@ -63,11 +65,26 @@ impl Sources {
         let rows = edges::read(BufReader::new(File::open(path)?))?;
         self.table.add_text(&rows);
         if self.binary.is_none() && args.format != ProfileFormat::Edges {
-            let Some(wanted) = &args.binary else {
-                let usage = "a table does not tell where its binary is: --binary PATH";
-                return Err(Usage(usage.to_owned()).into());
-            };
-            self.binary = Some(Binary::open(Path::new(wanted))?);
+            match &args.binary {
+                Some(wanted) => self.binary = Some(Binary::open(Path::new(wanted))?),
+                None if !args.format.is_of_binary() => {}
+                None => {
+                    let usage = "a table does not tell where its binary is: --binary PATH";
+                    return Err(Usage(usage.to_owned()).into());
+                }
+            }
+        }
+        if args.format.is_of_conditions()
+            && let Some(binary) = &self.binary
+        {
+            let image = self.table.image(&binary.name);
+            let symbols = binary.symbols();
+            for from in conditions(self.table.exact()).chain(conditions(self.table.sampled())) {
+                let function = symbols.lookup(Svma(from.addr)).filter(|_| from.image == Some(image));
+                if let Some((_, function)) = function {
+                    self.functions.entry(from).or_insert_with(|| function.name());
+                }
+            }
         }
         Ok(())
     }
@@ -84,7 +101,9 @@ impl Sources {
         common.binaries.extend(args.binary.iter().map(PathBuf::from));
         let file = load::open(&common)?;
         let loaded = Loaded::new(&file, &common)?;
-        if self.binary.is_none() && args.format != ProfileFormat::Edges {
+        if self.binary.is_none()
+            && (args.format.is_of_binary() || args.format.is_of_conditions() && args.binary.is_some())
+        {
             self.binary = Some(Binary::choose(&loaded, args.binary.as_deref())?);
         }
         let ids = (0..loaded.store.image_count()).map(ImageId);
@@ -104,8 +123,16 @@ impl Sources {
             (false, EngineChoice::Careful) => self.traced(&loaded, &common, Engine::Careful, pool),
             (false, EngineChoice::Libipt) => libipt(&loaded)?,
         };
+        let functions = if args.format.is_of_conditions() { functions(&loaded, &rows) } else { Vec::new() };
         if let Some(spaces) = runtime {
             at_runtime(&mut rows, spaces);
+        }
+        for (from, function) in conditions(&rows).zip(functions) {
+            let image = from.image.and_then(|image| names.get(image.0 as usize));
+            let from = CodeAddr { image: image.map(|name| self.table.image(name)), addr: from.addr };
+            if let Some(function) = function {
+                self.functions.insert(from, function);
+            }
         }
         self.table.add(rows, &names);
         Ok(())
@@ -169,6 +196,21 @@ fn is_table(path: &Path) -> bool {
     is_file
         && File::open(path).is_ok_and(|mut file| file.read_exact(&mut start).is_ok())
         && start == *edges::HEADER.as_bytes()
+}
+
+/// Where conditional branches are, row by row.
+fn conditions(rows: &[EdgeRow]) -> impl Iterator<Item = CodeAddr> {
+    rows.iter().filter(|row| row.kind == EdgeKind::Jcc).filter_map(|row| row.from)
+}
+
+/// The functions of all conditional branches of a capture, row by row.
+fn functions(loaded: &Loaded<'_>, rows: &[EdgeRow]) -> Vec<Option<String>> {
+    let (images, names) = loaded.store.images_with_functions();
+    let name = |from: CodeAddr| {
+        let range = images.get(from.image?)?.function_range(Svma(from.addr))?;
+        Some(names.get(range.function).to_owned())
+    };
+    conditions(rows).map(name).collect()
 }
 
 /// Plain runtime addresses of the one process.

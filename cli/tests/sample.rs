@@ -594,6 +594,76 @@ fn stacks_have_all_instructions() {
     assert_eq!(profile("pprof")[..2], [0x1f, 0x8b]);
 }
 
+/// The tables of conditional branches: each branch as the recorder saw it go, each function with those that lie in it.
+#[test]
+fn branches_went_where_the_truth_says() {
+    let table = |args: &[&str]| -> Vec<Vec<String>> {
+        let text = String::from_utf8(succeed(ptflow(&["profile"], args))).expect("text");
+        let rows = text.lines().filter(|line| !line.starts_with('#'));
+        rows.map(|line| line.split('\t').map(str::to_owned).collect()).collect()
+    };
+    let number = |text: &str| text.parse::<u64>().expect("a number");
+    let mut truly: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    for line in truth().lines().filter(|line| line.starts_with("jcc\t")) {
+        let fields: Vec<&str> = line.split('\t').collect();
+        let ways = truly.entry(fields[1].to_owned()).or_default();
+        *ways = (ways.0 + number(fields[3]), ways.1 + number(fields[4]));
+    }
+    let branches = table(&["--format", "branches", "--addresses", "runtime"]);
+    let found = branches.iter().map(|row| (row[1].clone(), (number(&row[2]), number(&row[3]))));
+    assert_eq!(found.collect::<BTreeMap<_, _>>(), truly);
+    assert_eq!(branches.len(), truly.len());
+    // Those of a function by the symbol table: name, branches, never taken, always taken.
+    let functions = functions();
+    let bias = table(&["--format", "bias"]);
+    let mut compared = 0;
+    for name in ["handle_request", "main"] {
+        let (start, end) = functions
+            .iter()
+            .find_map(|(start, (end, names))| names.iter().any(|own| own == name).then_some((*start, *end)))
+            .expect("the function");
+        let hex = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).expect("an address");
+        let own: Vec<_> = truly.iter().filter(|(at, _)| (start..end).contains(&hex(at))).collect();
+        let names = branches.iter().filter(|row| row[0] == name).map(|row| &row[1]);
+        assert!(names.eq(own.iter().map(|branch| branch.0)), "{name}");
+        let count = |is: fn(&(u64, u64)) -> bool| own.iter().filter(|branch| is(branch.1)).count() as u64;
+        let expected = [
+            own.len() as u64,
+            count(|ways| ways.0 == 0),
+            count(|ways| ways.1 == 0),
+            own.iter().map(|b| b.1.0).sum(),
+            own.iter().map(|b| b.1.1).sum(),
+        ];
+        let Some(row) = bias.iter().find(|row| row[0] == name) else {
+            assert!(own.is_empty(), "{name}");
+            continue;
+        };
+        assert_eq!(row[2..7].iter().map(|text| number(text)).collect::<Vec<_>>(), expected, "{name}");
+        let rarer = own.iter().map(|branch| branch.1.0.min(branch.1.1)).max();
+        assert_eq!(rarer, Some(number(&row[8]).min(number(&row[9]))), "{name}");
+        compared += 1;
+    }
+    assert!(compared > 0);
+    // All of them: as many as there are, and none twice.
+    let sum = |column: usize| bias.iter().map(|row| number(&row[column])).sum::<u64>();
+    let count = |is: fn(&(u64, u64)) -> bool| truly.values().filter(|ways| is(ways)).count() as u64;
+    assert_eq!(
+        (sum(2), sum(3), sum(4)),
+        (truly.len() as u64, count(|ways| ways.0 == 0), count(|ways| ways.1 == 0))
+    );
+    // The same of a table of edges, whose functions the binary names.
+    let folder = TempDir::new().expect("a folder");
+    let edges = folder.path().join("edges");
+    std::fs::write(&edges, succeed(ptflow(&["profile"], &[]))).expect("written");
+    let program = sample().join("requests");
+    let of_table = Command::new(env!("CARGO_BIN_EXE_ptflow"))
+        .args(["profile", "--format", "bias", "--binary", program.to_str().expect("UTF-8")])
+        .arg(&edges)
+        .output()
+        .expect("ptflow runs");
+    assert_eq!(succeed(of_table), succeed(ptflow(&["profile"], &["--format", "bias"])));
+}
+
 /// The check: of what was traced all fits; one record that the program cannot have made is named.
 #[test]
 fn a_profile_is_checked_against_the_binary() {

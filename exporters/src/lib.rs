@@ -4,6 +4,7 @@
 //! *Invariant*: the same calls give the same bytes.
 
 pub mod address;
+pub mod bias;
 pub mod bolt;
 pub mod branches;
 pub mod budget;

@@ -8,7 +8,8 @@ use crate::report::Outcome;
 use crate::source_lines::{DwarfLines, Probes};
 use crate::sources::Sources;
 use anyhow::{Context as _, bail};
-use ptflow_decoder::profile::EdgeKind;
+use ptflow_decoder::profile::{EdgeKind, EdgeRow};
+use ptflow_exporters::bias::Branches;
 use ptflow_exporters::flow::Flow;
 use ptflow_exporters::output::Output;
 use ptflow_exporters::sample_profile::SampleProfile;
@@ -38,6 +39,7 @@ pub fn run(args: &ProfileArgs) -> anyhow::Result<()> {
     let branches = branches.fold(0, u64::saturating_add);
     match args.format {
         ProfileFormat::Edges => edges(args, sources)?,
+        ProfileFormat::Branches | ProfileFormat::Bias => conditions(args, sources)?,
         _ => of_binary(args, sources)?,
     }
     Outcome {
@@ -59,6 +61,31 @@ fn is_branch(kind: EdgeKind) -> bool {
 }
 
 fn edges(args: &ProfileArgs, mut sources: Sources) -> anyhow::Result<()> {
+    check_asked(args, &mut sources)?;
+    let table = sources.into_table();
+    let rows = if table.exact().is_empty() { table.sampled() } else { table.exact() };
+    write(args, |out| ptflow_exporters::edges::write(out, rows, &table))
+}
+
+/// Which way conditional branches went.
+fn conditions(args: &ProfileArgs, mut sources: Sources) -> anyhow::Result<()> {
+    check_asked(args, &mut sources)?;
+    let own = sources.binary.as_ref().map(|binary| sources.table.image(&binary.name));
+    let rows = sources.table.exact().iter().chain(sources.table.sampled());
+    let is_own = |row: &&EdgeRow| own.is_none() || row.from.is_some_and(|from| from.image == own);
+    let function = |from| sources.functions.get(&from).map(String::as_str);
+    let branches = Branches::new(rows.filter(is_own), &sources.table, function);
+    if let Some(binary) = sources.binary.as_ref().filter(|_| branches.is_empty()) {
+        bail!("no conditional branch of {} ran in the trace; see what did: ptflow profile", binary.name);
+    }
+    write(args, |out| match args.format {
+        ProfileFormat::Branches => branches.write(out),
+        _ => branches.write_bias(out),
+    })
+}
+
+/// Checks a profile of any binaries against the one that was asked for.
+fn check_asked(args: &ProfileArgs, sources: &mut Sources) -> anyhow::Result<()> {
     if let Some(path) = &args.check {
         let binary = Binary::open(path)?;
         let own = sources.table.image(&binary.name);
@@ -68,9 +95,7 @@ fn edges(args: &ProfileArgs, mut sources: Sources) -> anyhow::Result<()> {
         }
         check(args, &flow, &binary, sources.table.sampled().is_empty())?;
     }
-    let table = sources.into_table();
-    let rows = if table.exact().is_empty() { table.sampled() } else { table.exact() };
-    write(args, |out| ptflow_exporters::edges::write(out, rows, &table))
+    Ok(())
 }
 
 fn of_binary(args: &ProfileArgs, mut sources: Sources) -> anyhow::Result<()> {
