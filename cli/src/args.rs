@@ -292,9 +292,9 @@ fn number(text: &str) -> Result<u64, String> {
 
 /// Behind the options of `calls`.
 const CALLS_EXAMPLES: &str = "\
-An invocation begins when control enters the function by a call, or by a jump from another function (a tail call), and ends
-when its frame is left. Of a function that calls itself the outermost ones count. Those that a gap or an end of the trace
-cuts off are told apart, and in no figure.
+An invocation begins when control enters the function by a call, or by a jump from another function (a tail call), and \
+ends when its frame is left. Of a function that calls itself the outermost ones count. Those that a gap or an end of the \
+trace cuts off are told apart, and in no figure.
 
 Examples:
   ptflow calls perf.data --function handle_request
@@ -304,9 +304,9 @@ Examples:
 
 /// Behind the options of `replay`.
 const REPLAY_EXAMPLES: &str = "\
-The tree has a line for all calls of one function on one path: time and instructions with what they called, self without,
-IPC = instructions per core cycle where the trace has CYC packets, and the line of source that calls. [syscall] and
-[untraced] are time without trace. Ranks are of invocations whose beginning and end are in the trace.
+The tree has a line for all calls of one function on one path: time and instructions with what they called, self \
+without, IPC = instructions per core cycle where the trace has CYC packets, and the line of source that calls. [syscall] \
+and [untraced] are time without trace. Ranks are of invocations whose beginning and end are in the trace.
 
 Examples:
   ptflow replay perf.data --function handle_request --slowest
@@ -340,7 +340,7 @@ pub struct CallsArgs {
     #[arg(long, conflicts_with = "json")]
     pub csv: bool,
     /// Where to [default: standard output]
-    #[arg(short, long, value_name = "OUT", default_value = "-")]
+    #[arg(short, long, value_name = "OUT", default_value = "-", hide_default_value = true)]
     pub output: PathBuf,
 }
 
@@ -382,7 +382,7 @@ pub struct ReplayArgs {
     #[arg(long)]
     pub all: bool,
     /// Where to [default: standard output]; a timeline of it where the name ends in .pftrace or .json, perhaps with .gz
-    #[arg(short, long, value_name = "OUT", default_value = "-")]
+    #[arg(short, long, value_name = "OUT", default_value = "-", hide_default_value = true)]
     pub output: PathBuf,
 }
 

@@ -259,6 +259,7 @@ fn what_cannot_be_replayed_is_said() {
     refused(&["--function", "handle_request", "--slowest", "0"], 2, "ranks begin at 1");
     refused(&["--function", "handle_request"], 2, "--slowest");
     refused(&["--slowest"], 2, "--function");
+    refused(&["--function", "handle_request", "--slowest", "--report", "x"], 2, "--report is of calls");
     refused(&["--function", "handle_request", "--at", "noon"], 2, "a time is needed");
     refused(&["--function", "handle_request", "--at", "1"], 1, "no thread is in it at that time");
     refused(&["--function", "exit", "--slowest"], 1, "no invocation is complete (1 is cut off");

@@ -28,6 +28,10 @@ enum Against {
 /// Runs the verb.
 pub fn run(args: &ReplayArgs) -> anyhow::Result<()> {
     let against = args.against.as_deref().map(against).transpose()?;
+    if args.common.report.is_some() {
+        let only = "replay decodes a part of the trace, which has no ledger: --report is of calls, convert and profile";
+        return Err(Usage(only.to_owned()).into());
+    }
     let file = load::open(&args.common)?;
     let loaded = Loaded::new(&file, &args.common)?;
     loaded.needs_trace()?;
