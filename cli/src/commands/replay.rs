@@ -5,7 +5,7 @@ use crate::args::{ReplayArgs, Usage};
 use crate::call_stacks;
 use crate::load::{self, Loaded};
 use crate::progress::Progress;
-use crate::replay::pick::{self, Choice, Nowhere, Rank, Source};
+use crate::replay::pick::{self, Choice, Nowhere, Ongoing, Rank, Source};
 use crate::replay::{Decoded, Session, listing, part, tree};
 use crate::terminal::Terminal;
 use anyhow::{Context as _, bail};
@@ -70,15 +70,10 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<()> {
         }
     }
     let this = match args.at {
-        Some(at) => {
-            let at = loaded.time_at(at)?;
-            let known = if source.index.is_some() { pick::in_index(&session, &source, at)? } else { None };
-            if known.is_some() {
-                again(&session, known)?
-            } else {
-                Replayed::new(&session, pick::at(&session, at)?)
-            }
-        }
+        Some(at) => match pick::at(&session, &source, loaded.time_at(at)?)? {
+            Ongoing::Known(choice) => again(&session, Some(choice))?,
+            Ongoing::Decoded(decoded) => Replayed::new(&session, decoded),
+        },
         None => again(&session, choices.next())?,
     };
     let other = match &against {

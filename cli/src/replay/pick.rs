@@ -66,9 +66,7 @@ impl Source<'_> {
         let Some(path) = self.index else {
             let what = What::Functions(session.wanted.clone(), self.recursion);
             let found = |invocation: Invocation| {
-                let Invocation { stack, start, end, instructions, .. } = invocation;
-                let tid = session.owners.get(stack).map_or(0, |owner| owner.tid);
-                let choice = Choice { stack, tid, start, end, instructions };
+                let choice = choice(session, &invocation);
                 counts.add(invocation.is_complete(), choice);
                 if invocation.is_complete() {
                     take(choice);
@@ -97,6 +95,13 @@ impl Source<'_> {
         })?;
         Ok(counts)
     }
+}
+
+/// How an invocation is found again.
+fn choice(session: &Session<'_>, invocation: &Invocation) -> Choice {
+    let Invocation { stack, start, end, instructions, .. } = *invocation;
+    let tid = session.owners.get(stack).map_or(0, |owner| owner.tid);
+    Choice { stack, tid, start, end, instructions }
 }
 
 /// How many invocations there are.
@@ -256,11 +261,56 @@ fn clock(at: Ns) -> String {
     format!("{}.{:09}", at.0 / 1_000_000_000, at.0 % 1_000_000_000)
 }
 
-/// So far before the moment decoding begins, in nanoseconds; then at the beginning.
+/// So far before the moment decoding begins, in nanoseconds; what began earlier is looked for by a pass over all.
 const STEPS: [u64; 3] = [1_000_000, 30_000_000, 1_000_000_000];
 
+/// What was going on at a moment.
+pub enum Ongoing {
+    /// Known by its ends.
+    Known(Choice),
+    /// Decoded already.
+    Decoded(Decoded),
+}
+
+/// The invocation that was going on at a moment, on any thread.
+pub fn at(session: &Session<'_>, source: &Source<'_>, moment: Ns) -> anyhow::Result<Ongoing> {
+    if source.index.is_some()
+        && let Some(choice) = in_index(session, source, moment)?
+    {
+        return Ok(Ongoing::Known(choice));
+    }
+    for from in STEPS.iter().filter_map(|step| moment.0.checked_sub(*step).map(Ns)) {
+        let mut found = at_from(session, moment, Some(from));
+        found.retain(|decoded| !is_inner(session, decoded));
+        if let Some(found) = only(session, found, |found| found.stack)? {
+            return Ok(Ongoing::Decoded(found));
+        }
+    }
+    // To keep the functions asked for only is several times as fast as to keep everything.
+    let mut found: Vec<Invocation> = Vec::new();
+    let what = What::Functions(session.wanted.clone(), Recursion::Outermost);
+    let Session { loaded, images, pool, .. } = *session;
+    let Ok(_) = find_invocations(loaded, images, pool, source.progress, &what, |invocation| {
+        if invocation.start <= moment && moment <= invocation.end {
+            // At a moment one may end and the next begin: the last one it is, as for those decoded at once.
+            found.retain(|other| other.stack != invocation.stack);
+            found.push(invocation);
+        }
+        Ok::<(), Infallible>(())
+    });
+    let found = match only(session, found, |found| found.stack)? {
+        Some(found) if found.is_complete() => Some(Ongoing::Known(choice(session, &found))),
+        Some(_) => only(session, at_from(session, moment, None), |found| found.stack)?.map(Ongoing::Decoded),
+        None => None,
+    };
+    let Some(found) = found else {
+        bail!("no thread is in it at that time, as far as the trace tells; when it is: ptflow calls --csv");
+    };
+    Ok(found)
+}
+
 /// The complete invocation that an index has for a moment, where there is just one.
-pub fn in_index(session: &Session<'_>, source: &Source<'_>, moment: Ns) -> anyhow::Result<Option<Choice>> {
+fn in_index(session: &Session<'_>, source: &Source<'_>, moment: Ns) -> anyhow::Result<Option<Choice>> {
     let mut found = Vec::new();
     source.each(session, |choice| {
         if choice.start <= moment && moment <= choice.end && found.len() < 2 {
@@ -270,28 +320,29 @@ pub fn in_index(session: &Session<'_>, source: &Source<'_>, moment: Ns) -> anyho
     Ok(if found.len() == 1 { found.pop() } else { None })
 }
 
-/// The invocation that was going on at a moment, on any thread.
-pub fn at(session: &Session<'_>, moment: Ns) -> anyhow::Result<Decoded> {
+/// On each stack what was going on at a moment, if decoding from `from` on tells.
+fn at_from(session: &Session<'_>, moment: Ns, from: Option<Ns>) -> Vec<Decoded> {
     let which = Which::At(moment);
-    let steps = STEPS.iter().map(|step| moment.0.checked_sub(*step).map(Ns)).chain([None]);
-    for from in steps {
-        let mut found = Vec::new();
-        for stack in 0..session.owners.len() {
-            let window = session.window(stack, from, None);
-            let Ok((detail, _)) = session.replay(stack, which, window, Nowhere);
-            let decoded = detail.map(|detail| Decoded { stack, detail, window, which });
-            found.extend(decoded.filter(|decoded| from.is_none() || !is_inner(session, decoded)));
-        }
-        if found.len() > 1 {
-            let tids: Vec<String> =
-                found.iter().map(|found| session.owners[found.stack].tid.to_string()).collect();
-            bail!("several threads are in it at that time; choose one: --thread {}", tids.join(" | "));
-        }
-        if let Some(found) = found.pop() {
-            return Ok(found);
-        }
+    let on = |stack| {
+        let window = session.window(stack, from, None);
+        let Ok((detail, _)) = session.replay(stack, which, window, Nowhere);
+        detail.map(|detail| Decoded { stack, detail, window, which })
+    };
+    (0..session.owners.len()).filter_map(on).collect()
+}
+
+/// The one that was found, if any was.
+fn only<T>(
+    session: &Session<'_>,
+    mut found: Vec<T>,
+    stack: impl Fn(&T) -> usize,
+) -> anyhow::Result<Option<T>> {
+    if found.len() > 1 {
+        let tids: Vec<String> =
+            found.iter().filter_map(|one| Some(session.owners.get(stack(one))?.tid.to_string())).collect();
+        bail!("several threads are in it at that time; choose one: --thread {}", tids.join(" | "));
     }
-    bail!("no thread is in it at that time, as far as the trace tells; when it is: ptflow calls --csv")
+    Ok(found.pop())
 }
 
 /// The function called itself: the outermost invocation began before.
