@@ -116,6 +116,12 @@ pub struct ConvertArgs {
     /// in invocations that took longer: --around 'NAME:slower-than 2ms'
     #[arg(long, value_name = "NAME[:slower-than D]")]
     pub around: Option<Around>,
+    /// Serve the timeline on this machine when it is written, and print the address that opens it in Perfetto's UI
+    #[arg(long)]
+    pub open: bool,
+    /// Serve it at another port: the UI of ui.perfetto.dev connects to 9001 only
+    #[arg(long, value_name = "N", default_value_t = crate::serve::PORT, requires = "open")]
+    pub port: u16,
     /// Fold calls deeper than N levels of a stack
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_depth: Option<u32>,

@@ -250,6 +250,21 @@ impl Budget {
         Ok(track)
     }
 
+    /// A track below another, whose slices are folded like calls.
+    pub fn below(&mut self, of: Track, name: &str) -> io::Result<Track> {
+        self.inner.notes(of, name)
+    }
+
+    /// A curve below a track.
+    pub fn counter(&mut self, of: Track, name: &str) -> io::Result<Track> {
+        self.inner.counter(of, name)
+    }
+
+    /// A curve's value. Curves count for nothing.
+    pub fn value(&mut self, counter: Track, ns: u64, value: f64) -> io::Result<()> {
+        self.inner.value(counter, ns, value)
+    }
+
     /// A name for slices.
     pub fn name(&mut self, text: &str, category: Category) -> Name {
         let name = self.inner.name(text, category);

@@ -9,6 +9,7 @@
 
 use crate::address::push_number;
 use crate::timeline::{Category, Folded, Name, Timeline, Track};
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 const BUFFER: usize = 1 << 18;
@@ -28,6 +29,8 @@ pub struct ChromeWriter<W: Write> {
     out: W,
     buffer: Vec<u8>,
     threads: Vec<Thread>,
+    /// Escaped names of tracks that are curves.
+    counters: BTreeMap<u32, Vec<u8>>,
     /// Names with their categories, escaped.
     names: Vec<Vec<u8>>,
     metadata: Vec<(String, String)>,
@@ -42,6 +45,7 @@ impl<W: Write> ChromeWriter<W> {
             out,
             buffer: b"{\"displayTimeUnit\":\"ns\",\"traceEvents\":[".to_vec(),
             threads: Vec::new(),
+            counters: BTreeMap::new(),
             names: Vec::new(),
             metadata: Vec::new(),
             origin: None,
@@ -110,6 +114,31 @@ impl<W: Write> Timeline for ChromeWriter<W> {
         // The format knows no tracks below a thread: a thread of its own, with a number that no real one has.
         let Thread { pid, tid } = self.threads[of.0 as usize];
         self.thread(pid, tid | 0x4000_0000, name)
+    }
+
+    fn counter(&mut self, of: Track, name: &str) -> io::Result<Track> {
+        // Counters are a process's, and those of one name are one: the thread stands in it.
+        let Thread { pid, tid } = self.threads[of.0 as usize];
+        self.threads.push(Thread { pid, tid });
+        let track = self.threads.len() as u32 - 1;
+        let mut escaped = b"\"name\":".to_vec();
+        push_string(&mut escaped, &format!("{tid} {name}"));
+        self.counters.insert(track, escaped);
+        Ok(Track(track))
+    }
+
+    fn value(&mut self, counter: Track, ns: u64, value: f64) -> io::Result<()> {
+        let Some(name) = self.counters.get(&counter.0).cloned() else { return Ok(()) };
+        self.separate();
+        let Thread { pid, tid } = self.threads[counter.0 as usize];
+        let origin = *self.origin.get_or_insert(ns.saturating_sub(EARLIER));
+        let out = &mut self.buffer;
+        out.extend_from_slice(b"{\"ph\":\"C\",");
+        out.extend_from_slice(&name);
+        out.extend_from_slice(format!(",\"pid\":{pid},\"tid\":{tid},\"ts\":").as_bytes());
+        push_micros(out, ns.saturating_sub(origin));
+        out.extend_from_slice(format!(",\"args\":{{\"value\":{value:.3}}}}}").as_bytes());
+        self.flush_if_full()
     }
 
     fn name(&mut self, text: &str, category: Category) -> Name {

@@ -75,6 +75,14 @@ impl Timeline for DepthGuard {
         self.inner.notes(of, name)
     }
 
+    fn counter(&mut self, of: Track, name: &str) -> io::Result<Track> {
+        self.inner.counter(of, name)
+    }
+
+    fn value(&mut self, counter: Track, ns: u64, value: f64) -> io::Result<()> {
+        self.inner.value(counter, ns, value)
+    }
+
     fn name(&mut self, text: &str, category: Category) -> Name {
         self.inner.name(text, category)
     }

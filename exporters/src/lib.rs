@@ -24,6 +24,7 @@ pub mod perfetto;
 pub mod pprof;
 pub mod probe_profile;
 pub mod ranges;
+pub mod rates;
 pub mod sample_profile;
 pub mod table;
 pub mod text;

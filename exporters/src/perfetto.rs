@@ -33,6 +33,7 @@ mod field {
         pub const TYPE: u32 = 9;
         pub const NAME_IID: u32 = 10;
         pub const TRACK_UUID: u32 = 11;
+        pub const DOUBLE_COUNTER_VALUE: u32 = 44;
     }
 }
 
@@ -40,6 +41,7 @@ const CLOCK: u64 = 64;
 const BOOTTIME: u64 = 6;
 const BEGIN: u64 = 1;
 const END: u64 = 2;
+const COUNTER: u64 = 4;
 /// SEQ_INCREMENTAL_STATE_CLEARED.
 const CLEARED: u64 = 1;
 /// So many bytes are gathered before they are written.
@@ -216,6 +218,28 @@ impl<W: Write> Timeline for PerfettoWriter<W> {
         Ok(track)
     }
 
+    fn counter(&mut self, of: Track, name: &str) -> io::Result<Track> {
+        let uuid = self.new_uuid();
+        let parent = self.sequences[of.0 as usize].uuid;
+        let track = self.track(uuid);
+        self.descriptor(uuid, |descriptor| {
+            bytes(descriptor, 2, name.as_bytes());
+            varint_field(descriptor, 5, parent);
+            // CounterDescriptor: all of it has defaults.
+            bytes(descriptor, 8, &[]);
+        })?;
+        Ok(track)
+    }
+
+    fn value(&mut self, counter: Track, ns: u64, value: f64) -> io::Result<()> {
+        let delta = self.delta(counter, ns)?;
+        let mut event = Vec::with_capacity(16);
+        varint_field(&mut event, field::event::TYPE, COUNTER);
+        tag(&mut event, field::event::DOUBLE_COUNTER_VALUE, 1);
+        event.extend_from_slice(&value.to_le_bytes());
+        self.event(counter, delta, &event, &[])
+    }
+
     fn name(&mut self, text: &str, category: Category) -> Name {
         self.names.push((text.to_owned(), category));
         Name(self.names.len() as u32 - 1)
@@ -298,8 +322,14 @@ impl<W: Write> Timeline for PerfettoWriter<W> {
     }
 }
 
-const CATEGORIES: [Category; 5] =
-    [Category::Function, Category::Inferred, Category::Untraced, Category::Gap, Category::Folded];
+const CATEGORIES: [Category; 6] = [
+    Category::Function,
+    Category::Inferred,
+    Category::Untraced,
+    Category::Gap,
+    Category::Folded,
+    Category::OffCpu,
+];
 
 fn category_iid(category: Category) -> u64 {
     CATEGORIES.iter().position(|known| *known == category).map_or(0, |index| index as u64 + 1)

@@ -78,6 +78,14 @@ impl<W: Write> Timeline for TextWriter<W> {
         Ok(Track(self.threads.len() as u32 - 1))
     }
 
+    fn counter(&mut self, of: Track, name: &str) -> io::Result<Track> {
+        self.notes(of, name)
+    }
+
+    fn value(&mut self, _: Track, _: u64, _: f64) -> io::Result<()> {
+        Ok(())
+    }
+
     fn name(&mut self, text: &str, _: Category) -> Name {
         self.names.push(text.to_owned());
         Name(self.names.len() as u32 - 1)

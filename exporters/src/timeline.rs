@@ -26,6 +26,8 @@ pub enum Category {
     Gap,
     /// Frames that are not shown one by one.
     Folded,
+    /// Another thread's turn on the CPU.
+    OffCpu,
 }
 
 impl Category {
@@ -37,6 +39,7 @@ impl Category {
             Self::Untraced => "untraced",
             Self::Gap => "gap",
             Self::Folded => "folded",
+            Self::OffCpu => "off-cpu",
         }
     }
 }
@@ -70,6 +73,12 @@ pub trait Timeline {
 
     /// A track of notes on another track's trace: shown below it.
     fn notes(&mut self, of: Track, name: &str) -> io::Result<Track>;
+
+    /// A curve below another track. Not every format has them.
+    fn counter(&mut self, of: Track, name: &str) -> io::Result<Track>;
+
+    /// A curve's value from a moment on. Later ones come later.
+    fn value(&mut self, counter: Track, ns: u64, value: f64) -> io::Result<()>;
 
     /// A name for slices.
     fn name(&mut self, text: &str, category: Category) -> Name;

@@ -43,6 +43,12 @@ impl Timeline for Recorder {
     fn notes(&mut self, _: Track, _: &str) -> io::Result<Track> {
         self.thread(0, 0, "")
     }
+    fn counter(&mut self, _: Track, _: &str) -> io::Result<Track> {
+        self.thread(0, 0, "")
+    }
+    fn value(&mut self, _: Track, _: u64, _: f64) -> io::Result<()> {
+        Ok(())
+    }
     fn name(&mut self, _: &str, _: Category) -> Name {
         let mut written = self.0.borrow_mut();
         written.names += 1;

@@ -36,6 +36,11 @@ fn fields(mut bytes: &[u8]) -> Fields<'_> {
         let tag = varint(&mut bytes);
         let value = match tag & 7 {
             0 => Value::Number(varint(&mut bytes)),
+            1 => {
+                let (value, rest) = bytes.split_first_chunk::<8>().expect("eight bytes");
+                bytes = rest;
+                Value::Number(u64::from_le_bytes(*value))
+            }
             2 => {
                 let len = varint(&mut bytes) as usize;
                 let (value, rest) = bytes.split_at(len);
@@ -82,6 +87,9 @@ struct Trace {
     processes: Vec<(u64, String)>,
     threads: Vec<(u64, u64, String)>,
     labels: Vec<String>,
+    /// Of curves: track, time, value.
+    values: Vec<(String, u64, f64)>,
+    curves: Vec<u64>,
 }
 
 #[derive(Default)]
@@ -158,6 +166,11 @@ fn read(bytes: &[u8]) -> Trace {
                     });
                     stack.end(&mut trace.slices, at, folded.sum());
                 }
+                Some(4) => {
+                    assert!(trace.curves.contains(&uuid), "a curve's track is described as one");
+                    let value = f64::from_bits(number(&event, 44).expect("a double"));
+                    trace.values.push((track.clone(), at, value));
+                }
                 other => panic!("event type {other:?}"),
             }
         }
@@ -182,6 +195,7 @@ fn describe(descriptor: &Fields<'_>, tracks: &mut HashMap<u64, (String, Stack)>,
         trace.threads.push((pid, tid, text(&thread, 5).expect("name")));
         track = Some(track_name(pid as u32, tid as u32, None));
     }
+    trace.curves.extend(all(descriptor, 8).map(|_| uuid));
     if let Some(name) = text(descriptor, 2) {
         let parent = number(descriptor, 5).expect("a parent");
         track = Some(format!("{}/{name}", tracks[&parent].0));
@@ -253,6 +267,28 @@ fn no_slices_no_processes() {
     timeline.metadata("empty", "indeed").expect("memory takes all");
     timeline.finish().expect("memory takes all");
     assert!(read(&sink.0.take()).slices.is_empty());
+}
+
+#[test]
+fn curves_lie_below_their_thread() {
+    let sink = model::Sink::default();
+    let mut timeline: Box<dyn Timeline> = Box::new(PerfettoWriter::new(sink.clone()));
+    let write = |timeline: &mut dyn Timeline| {
+        timeline.process(1, "one")?;
+        let track = timeline.thread(1, 7, "seven")?;
+        let curve = timeline.counter(track, "calls/us")?;
+        let name = timeline.name("f", Category::Function);
+        timeline.begin(track, 100, name)?;
+        timeline.value(curve, 50, 1.25)?;
+        timeline.value(curve, 1 << 40, 0.0)?;
+        timeline.end(track, 200, Folded::default())
+    };
+    write(&mut *timeline).expect("memory takes all");
+    timeline.finish().expect("memory takes all");
+    let trace = read(&sink.0.take());
+    let track = format!("{}/calls/us", track_name(1, 7, None));
+    assert_eq!(trace.values, [(track.clone(), 50, 1.25), (track, 1 << 40, 0.0)]);
+    assert_eq!(trace.slices.len(), 1);
 }
 
 /// The documentation's figure: what a slice costs in a file.

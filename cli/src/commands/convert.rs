@@ -1,17 +1,14 @@
 //! `ptflow convert`.
 
 use crate::args::{ConvertArgs, Usage};
-use crate::call_stacks::{self, StackOwner};
 use crate::find_function::Functions;
+use crate::frames::Frames;
 use crate::load::{self, Loaded};
 use crate::progress::Progress;
 use crate::report::Outcome;
 use crate::selection::Selection;
+use crate::serve;
 use anyhow::Context as _;
-use ptflow_decoder::jobs::calls::{FrameName, FrameSink};
-use ptflow_decoder::ledger::LossReason;
-use ptflow_decoder::profile::CodeAddr;
-use ptflow_decoder::units::{ImageId, Ns};
 use ptflow_exporters::budget::{Budget, Limits};
 use ptflow_exporters::chrome::ChromeWriter;
 use ptflow_exporters::depth::DepthGuard;
@@ -19,10 +16,9 @@ use ptflow_exporters::gzip::Gzip;
 use ptflow_exporters::output::Output;
 use ptflow_exporters::perfetto::PerfettoWriter;
 use ptflow_exporters::text::TextWriter;
-use ptflow_exporters::timeline::{Category, Name, Timeline, Track};
+use ptflow_exporters::timeline::Timeline;
 use ptflow_perf_import::symbols::FunctionNames;
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -44,6 +40,12 @@ pub enum Format {
 pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     let started = Instant::now();
     let (format, gzip) = format_of(&args.output)?;
+    if args.open && format == Format::Text {
+        return Err(Usage(
+            "--open is for timelines: name it .pftrace or .json, each perhaps with .gz".to_owned(),
+        )
+        .into());
+    }
     let file = load::open(&args.common)?;
     let loaded = Loaded::new(&file, &args.common)?;
     loaded.needs_trace()?;
@@ -57,15 +59,19 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     let timeline = timeline(format, gzip.then_some(threads), output.clone());
     let timeline = Budget::new(timeline, limits(args, format));
     let all = selection.is_all() && !loaded.capture.info.per_cpu;
-    let frames = Frames::new(&loaded, &functions, timeline, all).with_context(cannot)?;
+    let mut frames = Frames::new(&loaded, &functions, timeline, all).with_context(cannot)?;
+    // Without a clock there is nothing to draw a curve over, and text has no curves.
+    if format != Format::Text && loaded.capture_first_pt().is_some() {
+        frames = frames.with_counters();
+    }
     let silent = args.common.quiet || args.common.no_progress || !selection.is_all();
     let progress = Progress::new(loaded.bytes(), silent);
     let add = |bytes| progress.add(bytes);
     let folded = selection.fold(&loaded, &images, &pool, &add, frames).with_context(cannot)?;
     let frames = folded.sink;
     drop(progress);
-    let threads = frames.tracks.iter().flatten().count();
-    let folding = frames.timeline.finish().with_context(cannot)?;
+    let threads = frames.threads();
+    let folding = frames.finish(&loaded).with_context(cannot)?;
     output.commit().with_context(cannot)?;
     if !args.common.quiet {
         eprintln!("ptflow: {} slices of {threads} threads in {}", folding.slices, args.output.display());
@@ -84,7 +90,8 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
         threads: pool.current_num_threads(),
         folding: Some(&folding),
     }
-    .tell(started, args.common.report.as_deref(), args.common.quiet)
+    .tell(started, args.common.report.as_deref(), args.common.quiet)?;
+    if args.open { serve::serve(&args.output, args.port) } else { Ok(()) }
 }
 
 /// A timeline of frames that somebody else finds: those of one invocation, for `replay`. Gives back how many slices it has.
@@ -101,7 +108,7 @@ pub fn write_frames<'n>(
     let timeline = timeline(format, gzip.then_some(NonZeroUsize::MIN), output.clone());
     let timeline = Budget::new(timeline, limits);
     let frames = Frames::new(loaded, functions, timeline, false).and_then(find).with_context(cannot)?;
-    let slices = frames.timeline.finish().with_context(cannot)?.slices;
+    let slices = frames.finish(loaded).with_context(cannot)?.slices;
     output.commit().with_context(cannot)?;
     Ok(slices)
 }
@@ -179,131 +186,5 @@ impl Write for SharedOutput {
 
     fn flush(&mut self) -> io::Result<()> {
         self.0.borrow_mut().flush()
-    }
-}
-
-/// Frames as slices on the threads' tracks.
-pub struct Frames<'n> {
-    timeline: Budget,
-    functions: &'n FunctionNames,
-    /// What images are called, by id.
-    images: Vec<String>,
-    names: HashMap<(FrameName, bool), Name>,
-    gap_names: HashMap<LossReason, Name>,
-    /// One for each stack, made when its first frame comes.
-    tracks: Vec<Option<Track>>,
-    stacks: Vec<StackOwner>,
-    /// The tracks of holes, made when the first one comes.
-    gaps: Vec<Option<Track>>,
-}
-
-impl<'n> Frames<'n> {
-    /// `all` = every stream has a track, even if nothing is in it.
-    fn new(
-        loaded: &Loaded<'_>,
-        functions: &'n FunctionNames,
-        mut timeline: Budget,
-        all: bool,
-    ) -> io::Result<Self> {
-        let capture = &loaded.capture;
-        let threads = &capture.schedules.threads;
-        let of_threads = threads.iter().map(|(pid, _)| *pid);
-        let pids: BTreeSet<_> = loaded.streams().filter_map(|stream| stream.pid).chain(of_threads).collect();
-        for pid in &pids {
-            let name = capture.processes.get(*pid).map_or("", |process| process.comm.as_str());
-            timeline.process(pid.0, name)?;
-        }
-        let stacks = call_stacks::owners(loaded);
-        let streams = loaded.streams().count();
-        let mut tracks = vec![None; stacks.len()];
-        // A thread's stream is a thread, even if nothing is in it; of CPUs only those tracks are made that are needed.
-        if all {
-            for (track, owner) in tracks.iter_mut().zip(&stacks).take(streams) {
-                *track = Some(timeline.thread(owner.pid, owner.tid, &owner.name)?);
-            }
-        }
-        let images = (0..loaded.store.image_count()).map(|id| {
-            let file = loaded.store.file(ImageId(id)).map_or("?", |file| file.mapped.path.as_str());
-            file.rsplit('/').next().unwrap_or(file).to_owned()
-        });
-        Ok(Self {
-            functions,
-            images: images.collect(),
-            names: HashMap::new(),
-            gap_names: HashMap::new(),
-            gaps: vec![None; tracks.len()],
-            tracks,
-            stacks,
-            timeline,
-        })
-    }
-
-    fn track(&mut self, stack: usize) -> io::Result<Track> {
-        if let Some(track) = self.tracks[stack] {
-            return Ok(track);
-        }
-        let owner = &self.stacks[stack];
-        let track = self.timeline.thread(owner.pid, owner.tid, &owner.name)?;
-        self.tracks[stack] = Some(track);
-        Ok(track)
-    }
-
-    fn name(&mut self, frame: FrameName, inferred: bool) -> Name {
-        if let Some(name) = self.names.get(&(frame, inferred)) {
-            return *name;
-        }
-        let image = |id: ImageId| self.images.get(id.0 as usize).map_or("?", String::as_str);
-        let (text, category) = match frame {
-            FrameName::Function(id) => (self.functions.get(id).to_owned(), Category::Function),
-            FrameName::Unnamed(CodeAddr { image: Some(id), addr }) => {
-                (format!("{}+{addr:#x}", image(id)), Category::Function)
-            }
-            FrameName::Unnamed(CodeAddr { image: None, addr }) => (format!("{addr:#x}"), Category::Function),
-            FrameName::Image(id) => (format!("[{}]", image(id)), Category::Function),
-            FrameName::NoImage => ("[no image]".to_owned(), Category::Untraced),
-            FrameName::Syscall => ("[syscall]".to_owned(), Category::Untraced),
-            FrameName::Untraced => ("[untraced]".to_owned(), Category::Untraced),
-        };
-        let category = if inferred && category == Category::Function { Category::Inferred } else { category };
-        let name = self.timeline.name(&text, category);
-        self.names.insert((frame, inferred), name);
-        name
-    }
-}
-
-impl FrameSink for Frames<'_> {
-    type Error = io::Error;
-
-    fn open(&mut self, stream: usize, at: Ns, name: FrameName, inferred: bool) -> io::Result<()> {
-        let name = self.name(name, inferred);
-        let track = self.track(stream)?;
-        self.timeline.begin(track, at.0, name)
-    }
-
-    fn close(&mut self, stream: usize, at: Ns) -> io::Result<()> {
-        let track = self.track(stream)?;
-        self.timeline.end(track, at.0)
-    }
-
-    fn gap(&mut self, stream: usize, from: Ns, to: Ns, reason: LossReason) -> io::Result<()> {
-        let track = match self.gaps[stream] {
-            Some(track) => track,
-            None => {
-                let of = self.track(stream)?;
-                let track = self.timeline.notes(of, "trace state")?;
-                self.gaps[stream] = Some(track);
-                track
-            }
-        };
-        let name = match self.gap_names.get(&reason) {
-            Some(name) => *name,
-            None => {
-                let name = self.timeline.name(&format!("gap: {}", reason.name()), Category::Gap);
-                self.gap_names.insert(reason, name);
-                name
-            }
-        };
-        self.timeline.begin(track, from.0, name)?;
-        self.timeline.end(track, to.0.max(from.0))
     }
 }

@@ -111,6 +111,10 @@ pub trait FrameSink {
     fn gap(&mut self, stream: usize, from: Ns, to: Ns, reason: LossReason) -> Result<(), Self::Error>;
 }
 
+/// No thread's stack is deeper: its memory has not room for more frames. Where it seems to be, returns are missed, and what
+/// is open is not known; memory is bounded.
+const MOST_FRAMES: usize = 1 << 20;
+
 #[derive(Clone, Copy, Debug)]
 struct Frame {
     name: FrameName,
@@ -201,10 +205,13 @@ impl<F: FrameSink> CallStacks<F> {
         let mut gap_from = None;
         let mut cycles = result.timeline.reader();
         let cycles_before = fold.stack.cycles;
-        let mut ratios = result.timeline.ratios().iter().copied().peekable();
+        let mut ratios = result.timeline.ratios();
         for (mark, step) in steps.iter() {
             let reached = if let Step::Gap { begin, .. } = step { begin.ordinal } else { mark.ordinal };
-            while let Some((ordinal, ratio)) = ratios.next_if(|(ordinal, _)| *ordinal < reached) {
+            while let Some((&(ordinal, ratio), behind)) = ratios.split_first()
+                && ordinal < reached
+            {
+                ratios = behind;
                 fold.stack.now = ns(Mark { ordinal, ..mark }).max(fold.stack.now);
                 fold.step(Step::Ratio(ratio), None)?;
             }
@@ -224,7 +231,7 @@ impl<F: FrameSink> CallStacks<F> {
             fold.stack.now = now;
             fold.step(step, gap_from.take())?;
         }
-        for (ordinal, ratio) in ratios {
+        for &(ordinal, ratio) in ratios {
             fold.stack.now = ns(Mark { ordinal, ..result.end }).max(fold.stack.now);
             fold.step(Step::Ratio(ratio), None)?;
         }
@@ -289,6 +296,9 @@ impl<F: FrameSink> Fold<'_, F> {
     }
 
     fn push(&mut self, frame: Frame, inferred: bool) -> Result<(), F::Error> {
+        if self.stack.frames.len() >= MOST_FRAMES {
+            self.cut_all(Cut::Gap)?;
+        }
         if frame.shown {
             if let Some(returns_to) = frame.returns_to {
                 self.sink.returns_to(self.stream, returns_to);

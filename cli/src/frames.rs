@@ -1,0 +1,261 @@
+//! Frames as slices on threads' tracks, with what is drawn below them: curves, turns off CPU, holes in the trace.
+
+use crate::call_stacks::{self, StackOwner};
+use crate::counters::Counters;
+use crate::load::Loaded;
+use crate::off_cpu::{Away, OffCpu};
+use ptflow_decoder::jobs::calls::{FrameName, FrameSink};
+use ptflow_decoder::ledger::LossReason;
+use ptflow_decoder::profile::CodeAddr;
+use ptflow_decoder::units::{ImageId, Ns};
+use ptflow_exporters::budget::{Budget, Folding};
+use ptflow_exporters::timeline::{Category, Name, Track};
+use ptflow_perf_import::symbols::FunctionNames;
+use rustc_hash::FxHashMap;
+use std::collections::BTreeSet;
+use std::io;
+
+/// Frames as slices on the threads' tracks.
+pub struct Frames<'n> {
+    timeline: Budget,
+    functions: &'n FunctionNames,
+    /// What images are called, by id.
+    images: Vec<String>,
+    names: FxHashMap<(FrameName, bool), Name>,
+    /// The same of functions, by number: they are looked up at every call. That of a function that was entered before comes
+    /// second.
+    function_names: Vec<[Option<Name>; 2]>,
+    gap_names: FxHashMap<LossReason, Name>,
+    /// One for each stack, made when its first frame comes.
+    tracks: Vec<Option<Track>>,
+    stacks: Vec<StackOwner>,
+    /// The tracks of holes, made when the first one comes.
+    gaps: Vec<Option<Track>>,
+    /// What is drawn as curves, by stack; `None` where nothing is.
+    counters: Option<Vec<Counters>>,
+    /// The first and last time of each stack.
+    seen: Vec<Option<(Ns, Ns)>>,
+}
+
+impl<'n> Frames<'n> {
+    /// `all` = every stream has a track, even if nothing is in it.
+    pub fn new(
+        loaded: &Loaded<'_>,
+        functions: &'n FunctionNames,
+        mut timeline: Budget,
+        all: bool,
+    ) -> io::Result<Self> {
+        let capture = &loaded.capture;
+        let threads = &capture.schedules.threads;
+        let of_threads = threads.iter().map(|(pid, _)| *pid);
+        let pids: BTreeSet<_> = loaded.streams().filter_map(|stream| stream.pid).chain(of_threads).collect();
+        for pid in &pids {
+            let name = capture.processes.get(*pid).map_or("", |process| process.comm.as_str());
+            timeline.process(pid.0, name)?;
+        }
+        let stacks = call_stacks::owners(loaded);
+        let streams = loaded.streams().count();
+        let mut tracks = vec![None; stacks.len()];
+        // A thread's stream is a thread, even if nothing is in it; of CPUs only those tracks are made that are needed.
+        if all {
+            for (track, owner) in tracks.iter_mut().zip(&stacks).take(streams) {
+                *track = Some(timeline.thread(owner.pid, owner.tid, &owner.name)?);
+            }
+        }
+        let images = (0..loaded.store.image_count()).map(|id| {
+            let file = loaded.store.file(ImageId(id)).map_or("?", |file| file.mapped.path.as_str());
+            file.rsplit('/').next().unwrap_or(file).to_owned()
+        });
+        Ok(Self {
+            functions,
+            images: images.collect(),
+            names: FxHashMap::default(),
+            function_names: vec![[None; 2]; functions.len()],
+            counters: None,
+            seen: vec![None; tracks.len()],
+            gap_names: FxHashMap::default(),
+            gaps: vec![None; tracks.len()],
+            tracks,
+            stacks,
+            timeline,
+        })
+    }
+
+    /// Draws curves, too.
+    pub fn with_counters(mut self) -> Self {
+        self.counters = Some(Vec::new());
+        self
+    }
+
+    /// How many threads there are.
+    pub fn threads(&self) -> usize {
+        self.tracks.iter().flatten().count()
+    }
+
+    fn track(&mut self, stack: usize) -> io::Result<Track> {
+        if let Some(track) = self.tracks[stack] {
+            return Ok(track);
+        }
+        let owner = &self.stacks[stack];
+        let track = self.timeline.thread(owner.pid, owner.tid, &owner.name)?;
+        self.tracks[stack] = Some(track);
+        Ok(track)
+    }
+
+    /// Something is seen of a stack.
+    #[inline]
+    fn see(&mut self, stack: usize, at: Ns, is_call: bool) {
+        let seen = &mut self.seen[stack];
+        *seen = Some((seen.map_or(at, |seen| seen.0), at));
+        if is_call && let Some(counters) = self.counters(stack) {
+            counters.call(at.0);
+        }
+    }
+
+    fn counters(&mut self, stack: usize) -> Option<&mut Counters> {
+        let counters = self.counters.as_mut()?;
+        if stack >= counters.len() {
+            counters.resize_with(stack + 1, Counters::default);
+        }
+        counters.get_mut(stack)
+    }
+
+    /// Writes what is known at the end only, and all that is left.
+    pub fn finish(mut self, loaded: &Loaded<'_>) -> io::Result<Folding> {
+        if let Some(counters) = self.counters.take() {
+            let off_cpu = OffCpu::of(&loaded.capture);
+            for stack in 0..self.tracks.len() {
+                let Some(track) = self.tracks[stack] else { continue };
+                self.turns_off_cpu(stack, track, &off_cpu)?;
+                if let Some(counters) = counters.get(stack) {
+                    counters.write(&mut self.timeline, track, &loaded.capture.config)?;
+                }
+            }
+        }
+        self.timeline.finish()
+    }
+
+    /// When the thread was not on a CPU, as far as its trace reaches.
+    fn turns_off_cpu(&mut self, stack: usize, of: Track, off_cpu: &OffCpu) -> io::Result<()> {
+        let Some((first, last)) = self.seen[stack] else { return Ok(()) };
+        let mut track = None;
+        let mut names = [None; 2];
+        for Away { from, to, preempted } in off_cpu.turns(self.stacks[stack].tid) {
+            let (from, to) = (from.max(first.0), to.min(last.0));
+            if from >= to {
+                continue;
+            }
+            let track = match track {
+                Some(track) => track,
+                None => *track.insert(self.timeline.below(of, "off CPU")?),
+            };
+            let what = if preempted { "preempted" } else { "waiting" };
+            let new = || self.timeline.name(what, Category::OffCpu);
+            let name = *names[usize::from(preempted)].get_or_insert_with(new);
+            self.timeline.begin(track, from, name)?;
+            self.timeline.end(track, to)?;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn name(&mut self, frame: FrameName, inferred: bool) -> Name {
+        let known = match frame {
+            FrameName::Function(id) => self.function_names.get(id.0 as usize),
+            _ => None,
+        };
+        match known.and_then(|names| names[usize::from(inferred)]) {
+            Some(name) => name,
+            None => self.new_name(frame, inferred),
+        }
+    }
+
+    fn new_name(&mut self, frame: FrameName, inferred: bool) -> Name {
+        if let Some(name) = self.names.get(&(frame, inferred)) {
+            return *name;
+        }
+        let image = |id: ImageId| self.images.get(id.0 as usize).map_or("?", String::as_str);
+        let (text, category) = match frame {
+            FrameName::Function(id) => (self.functions.get(id).to_owned(), Category::Function),
+            FrameName::Unnamed(CodeAddr { image: Some(id), addr }) => {
+                (format!("{}+{addr:#x}", image(id)), Category::Function)
+            }
+            FrameName::Unnamed(CodeAddr { image: None, addr }) => (format!("{addr:#x}"), Category::Function),
+            FrameName::Image(id) => (format!("[{}]", image(id)), Category::Function),
+            FrameName::NoImage => ("[no image]".to_owned(), Category::Untraced),
+            FrameName::Syscall => ("[syscall]".to_owned(), Category::Untraced),
+            FrameName::Untraced => ("[untraced]".to_owned(), Category::Untraced),
+        };
+        let category = if inferred && category == Category::Function { Category::Inferred } else { category };
+        let name = self.timeline.name(&text, category);
+        self.names.insert((frame, inferred), name);
+        if let FrameName::Function(id) = frame
+            && let Some(names) = self.function_names.get_mut(id.0 as usize)
+        {
+            names[usize::from(inferred)] = Some(name);
+        }
+        name
+    }
+}
+
+impl FrameSink for Frames<'_> {
+    type Error = io::Error;
+    const CYCLES: bool = true;
+
+    fn open(&mut self, stream: usize, at: Ns, name: FrameName, inferred: bool) -> io::Result<()> {
+        let is_call = !inferred && !matches!(name, FrameName::Syscall | FrameName::Untraced);
+        self.see(stream, at, is_call);
+        let name = self.name(name, inferred);
+        let track = self.track(stream)?;
+        self.timeline.begin(track, at.0, name)
+    }
+
+    fn close(&mut self, stream: usize, at: Ns) -> io::Result<()> {
+        self.see(stream, at, false);
+        let track = self.track(stream)?;
+        self.timeline.end(track, at.0)
+    }
+
+    #[inline]
+    fn executed(&mut self, stack: usize, instructions: u64) {
+        if let Some(counters) = self.counters(stack) {
+            counters.executed(instructions);
+        }
+    }
+
+    #[inline]
+    fn cycles(&mut self, stack: usize, cycles: u64) {
+        if let Some(counters) = self.counters(stack) {
+            counters.cycles(cycles);
+        }
+    }
+
+    fn ratio(&mut self, stack: usize, at: Ns, ratio: u8) -> io::Result<()> {
+        if let Some(counters) = self.counters(stack) {
+            counters.ratio(at.0, ratio);
+        }
+        Ok(())
+    }
+
+    fn gap(&mut self, stream: usize, from: Ns, to: Ns, reason: LossReason) -> io::Result<()> {
+        let track = match self.gaps[stream] {
+            Some(track) => track,
+            None => {
+                let of = self.track(stream)?;
+                let track = self.timeline.notes(of, "trace state")?;
+                self.gaps[stream] = Some(track);
+                track
+            }
+        };
+        let name = match self.gap_names.get(&reason) {
+            Some(name) => *name,
+            None => {
+                let name = self.timeline.name(&format!("gap: {}", reason.name()), Category::Gap);
+                self.gap_names.insert(reason, name);
+                name
+            }
+        };
+        self.timeline.begin(track, from.0, name)?;
+        self.timeline.end(track, to.0.max(from.0))
+    }
+}
