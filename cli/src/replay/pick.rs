@@ -262,7 +262,7 @@ fn clock(at: Ns) -> String {
 }
 
 /// So far before the moment decoding begins, in nanoseconds; what began earlier is looked for by a pass over all.
-const STEPS: [u64; 3] = [1_000_000, 30_000_000, 1_000_000_000];
+const STEPS: [u64; 2] = [1_000_000, 30_000_000];
 
 /// What was going on at a moment.
 pub enum Ongoing {
