@@ -187,6 +187,10 @@ pub struct ProfileArgs {
     /// Check the profile against this binary, and fail where it does not fit [default: say so for formats of one binary]
     #[arg(long, value_name = "BINARY")]
     pub check: Option<PathBuf>,
+    /// For bolt-preaggregated of branch stacks: T records (a branch and the straight code behind it in one) instead of B and
+    /// F. BOLT 22 takes them, BOLT 19 does not; mispredictions are not in them
+    #[arg(long)]
+    pub traces: bool,
     /// What folded stacks are weighed by
     #[arg(long, value_enum, default_value_t = StackWeight::Instructions)]
     pub weight: StackWeight,

@@ -8,7 +8,7 @@ use crate::unknown_code::{self, UnknownCosts};
 use anyhow::{Context as _, bail};
 use ptflow_decoder::image::AddressSpaces;
 use ptflow_decoder::ledger::Ledger;
-use ptflow_decoder::profile::{CodeAddr, EdgeKind, EdgeRow};
+use ptflow_decoder::profile::{CodeAddr, EdgeKind, EdgeRow, TraceRow};
 use ptflow_decoder::run;
 use ptflow_decoder::units::{ImageId, Svma};
 use ptflow_decoder::walk::Engine;
@@ -16,7 +16,7 @@ use ptflow_exporters::edges;
 use ptflow_exporters::flow::Flow;
 use ptflow_exporters::table::EdgeTable;
 use ptflow_perf_import::images::{BinaryFile, Status};
-use ptflow_perf_import::stacks::{StackSums, Traces, resolve};
+use ptflow_perf_import::stacks::{StackSums, Traces, resolve_each};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufReader, Read as _};
@@ -29,6 +29,8 @@ pub struct Sources {
     pub table: EdgeTable,
     /// The binary that the profile is of, where the format is of one.
     pub binary: Option<Binary>,
+    /// Branches with the straight code behind them, where they are wanted.
+    pub traces: Vec<TraceRow>,
     /// The functions of conditional branches, where the format names them.
     pub functions: HashMap<CodeAddr, String>,
     /// Where the images were found, by name.
@@ -62,6 +64,9 @@ impl Sources {
     }
 
     fn add_table(&mut self, path: &Path, args: &ProfileArgs) -> anyhow::Result<()> {
+        if args.traces {
+            return Err(Usage(NO_TRACES.to_owned()).into());
+        }
         let rows = edges::read(BufReader::new(File::open(path)?))?;
         self.table.add_text(&rows);
         if self.binary.is_none() && args.format != ProfileFormat::Edges {
@@ -118,7 +123,8 @@ impl Sources {
             Addresses::Runtime => Some(loaded.only_spaces()?),
         };
         let mut rows = match (loaded.is_branch_stacks_only(), args.engine) {
-            (true, _) => stacks(&loaded, pool, common.quiet)?,
+            (true, _) => self.stacks(&loaded, pool, args, &names)?,
+            _ if args.traces => return Err(Usage(NO_TRACES.to_owned()).into()),
             (false, EngineChoice::Native) => self.traced(&loaded, &common, Engine::Fast, pool),
             (false, EngineChoice::Careful) => self.traced(&loaded, &common, Engine::Careful, pool),
             (false, EngineChoice::Libipt) => libipt(&loaded)?,
@@ -163,6 +169,43 @@ impl Sources {
         counts.rows
     }
 
+    fn stacks(
+        &mut self,
+        loaded: &Loaded<'_>,
+        pool: &rayon::ThreadPool,
+        args: &ProfileArgs,
+        names: &[String],
+    ) -> anyhow::Result<Vec<EdgeRow>> {
+        let traces =
+            Traces::count(&loaded.capture, &loaded.store, pool, |sample| loaded.is_sample_wanted(sample));
+        let StackSums { samples, call_stacks, .. } = *traces.sums();
+        if call_stacks > 0 && call_stacks == samples {
+            bail!(
+                "the branch stacks in {} are of active calls (--call-graph lbr), not of the last branches: \
+                 record with perf record -j any,u",
+                loaded.capture.name()
+            );
+        }
+        let images = loaded.store.images();
+        let mut rows = Vec::new();
+        let profile = resolve_each(&traces, &images, |row| rows.extend(args.traces.then_some(row)));
+        let ids: Vec<ImageId> = names.iter().map(|name| self.table.image(name)).collect();
+        let renamed = |addr: CodeAddr| CodeAddr {
+            image: addr.image.and_then(|image| ids.get(image.0 as usize).copied()),
+            addr: addr.addr,
+        };
+        self.traces.extend(rows.into_iter().map(|row| TraceRow {
+            from: renamed(row.from),
+            to: row.to.map(renamed),
+            end: row.end.map(renamed),
+            ..row
+        }));
+        if !args.common.quiet {
+            tell(&profile.sums);
+        }
+        Ok(profile.rows)
+    }
+
     /// The flow through a binary, which is that image of the table.
     pub fn flow(&self, binary: &Binary, own: ImageId) -> Flow {
         let mut flow = Flow::new(self.table.exact(), |image| image == own, &binary.code());
@@ -187,6 +230,9 @@ impl Sources {
         table.into_sampled(derived)
     }
 }
+
+const NO_TRACES: &str = "--traces is for branch stacks (LBR), which say what ran behind each branch; of Intel PT, and in tables \
+                         of edges, branches and straight code are counted apart: leave --traces out";
 
 /// The file begins as a table does.
 fn is_table(path: &Path) -> bool {
@@ -234,24 +280,6 @@ fn libipt(_: &Loaded<'_>) -> anyhow::Result<Vec<EdgeRow>> {
 #[cfg(feature = "oracle")]
 fn libipt(loaded: &Loaded<'_>) -> anyhow::Result<Vec<EdgeRow>> {
     crate::oracle::edges(loaded)
-}
-
-fn stacks(loaded: &Loaded<'_>, pool: &rayon::ThreadPool, quiet: bool) -> anyhow::Result<Vec<EdgeRow>> {
-    let traces =
-        Traces::count(&loaded.capture, &loaded.store, pool, |sample| loaded.is_sample_wanted(sample));
-    let StackSums { samples, call_stacks, .. } = *traces.sums();
-    if call_stacks > 0 && call_stacks == samples {
-        bail!(
-            "the branch stacks in {} are of active calls (--call-graph lbr), not of the last branches: \
-             record with perf record -j any,u",
-            loaded.capture.name()
-        );
-    }
-    let profile = resolve(&traces, &loaded.store.images());
-    if !quiet {
-        tell(&profile.sums);
-    }
-    Ok(profile.rows)
 }
 
 /// What of the branch stacks is in no row, and why.

@@ -148,6 +148,29 @@ fn edges_and_ranges_are_those_that_came_with_it() {
     assert!(peak < 100 << 20, "{peak} bytes at the peak");
     let bolt = profile(&[&once, "--format", "bolt-preaggregated"]);
     assert_eq!(bolt, profile(&[capture, "--format", "bolt-preaggregated"]));
+    // Its T records come to the golden counts: a branch, whatever ran behind it; a range, whatever led to it. What the kernel
+    // came back to is a range without a branch.
+    let traces = profile(&[capture, "--format", "bolt-preaggregated", "--traces"]);
+    let (mut taken, mut ran) = (BTreeMap::new(), BTreeMap::new());
+    for line in traces.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let hex = |text: &str| u64::from_str_radix(text, 16).expect("an address");
+        let count: u64 = fields.last().and_then(|text| text.parse().ok()).expect("a count");
+        let (to, end) = match fields[..] {
+            ["T", from, to, end, _] => {
+                *taken.entry((image + hex(from), image + hex(to))).or_insert(0) += count;
+                (hex(to), hex(end))
+            }
+            ["F", start, end, _] => (hex(start), hex(end)),
+            _ => panic!("{line}"),
+        };
+        if end != u64::MAX {
+            *ran.entry((image + to, image + end)).or_insert(0) += count;
+        }
+    }
+    let within = golden(&folder.join("branches.tsv")).into_iter().filter(|((from, _), _)| *from >> 63 == 0);
+    assert_eq!(taken, within.map(|(ends, counts)| (ends, counts[0])).collect());
+    assert_eq!(ran, ranges.into_iter().map(|(ends, counts)| (ends, counts[0])).collect());
 }
 
 /// perf2bolt 19 takes the program to lie a page off, finds all of this recording out of range and writes nothing. From the

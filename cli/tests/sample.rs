@@ -549,6 +549,16 @@ fn ranges_for_bolt_conserve_the_flow() {
     assert_eq!(into, left);
 }
 
+/// A trace by Intel PT is counted edge by edge: nothing says what ran behind which branch.
+#[test]
+fn traces_for_bolt_are_of_branch_stacks() {
+    for format in ["bolt-preaggregated", "edges"] {
+        let refused = ptflow(&["profile"], &["--format", format, "--traces"]);
+        assert_eq!(refused.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("--traces is for "), "{format}");
+    }
+}
+
 /// perf2bolt's own output, from our records.
 #[test]
 fn bolt_by_way_of_perf2bolt() {

@@ -96,6 +96,21 @@ pub struct EdgeRow {
     pub mispredicted: u64,
 }
 
+/// A taken branch with the straight code that was run behind it, as a branch stack has them (LBR only).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct TraceRow {
+    /// What kind of branch. [`EdgeKind::Range`]: what led to `to` is not known.
+    pub kind: EdgeKind,
+    /// The branch.
+    pub from: CodeAddr,
+    /// Where it went; `None` where there is no target.
+    pub to: Option<CodeAddr>,
+    /// The next branch that was taken; `None` where that is not known, or no straight code leads there.
+    pub end: Option<CodeAddr>,
+    /// Times.
+    pub count: u64,
+}
+
 /// Sorts rows by kind, from, to, and sums those of the same branch and target.
 pub fn merge_rows(rows: &mut Vec<EdgeRow>) {
     rows.sort_unstable_by_key(EdgeRow::key);

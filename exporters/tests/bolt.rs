@@ -1,7 +1,7 @@
 //! Profiles for BOLT of programs worked out by hand.
 
 use ptflow_decoder::image::{CodeImage, CodeRegion};
-use ptflow_decoder::profile::{CodeAddr, EdgeKind, EdgeRow};
+use ptflow_decoder::profile::{CodeAddr, EdgeKind, EdgeRow, TraceRow};
 use ptflow_decoder::units::{ImageId, Ip, Svma};
 use ptflow_exporters::bolt;
 use ptflow_exporters::flow::Flow;
@@ -170,4 +170,52 @@ fn other_objects() {
 fn counts_stay_within_what_bolt_reads() {
     let rows = [row(EdgeKind::Call, own(0x1001), own(0x1010), u64::MAX, 0)].repeat(2);
     assert_eq!(text(&rows), "B 1001 1010 9223372036854775807 0\n");
+}
+
+/// What a branch stack has of the program above.
+#[test]
+fn traces() {
+    let trace = |kind, from: Option<CodeAddr>, to, end, count| TraceRow {
+        kind,
+        from: from.expect("an address"),
+        to,
+        end,
+        count,
+    };
+    let kernel = Some(CodeAddr::bare(Ip(0xffff_8000_0000_0000)));
+    let rows = [
+        // Called from a library: into the first function, to its call.
+        trace(EdgeKind::CallInd, library(0x1008), own(0x1000), own(0x1001), 2),
+        trace(EdgeKind::Call, own(0x1001), own(0x1010), own(0x1012), 2),
+        trace(EdgeKind::Ret, own(0x1012), own(0x1006), own(0x1008), 2),
+        // Rounds: one more, the last one to the return, and one that is the youngest of its stack.
+        trace(EdgeKind::Jcc, own(0x1008), own(0x1006), own(0x1008), 5),
+        trace(EdgeKind::Jcc, own(0x1008), own(0x1006), own(0x100d), 2),
+        trace(EdgeKind::Jcc, own(0x1008), own(0x1006), None, 1),
+        // Another process has the binary at another place.
+        trace(EdgeKind::Jcc, own(0x1008), own(0x1006), own(0x1008), 4),
+        // Back to the library: no branch that BOLT wants; a call of one is.
+        trace(EdgeKind::Ret, own(0x100d), library(0x100a), library(0x1010), 2),
+        trace(EdgeKind::Call, own(0x1001), library(0x2000), library(0x2004), 7),
+        // Returned to from the library, interrupted and back, and after something that cannot be.
+        trace(EdgeKind::Ret, library(0x2004), own(0x1006), own(0x100d), 7),
+        trace(EdgeKind::Far, kernel, own(0x100c), own(0x100d), 3),
+        trace(EdgeKind::Async, own(0x100c), kernel, None, 3),
+        trace(EdgeKind::Range, own(0x1010), own(0x1010), own(0x1012), 1),
+        trace(EdgeKind::Syscall, own(0x100a), None, None, 6),
+    ];
+    let mut out = Vec::new();
+    bolt::write_traces(&mut out, &rows, |image| image == BINARY).expect("a Vec takes all");
+    let expected = "\
+        T X:0 1000 1001 2\n\
+        T 1001 X:0 ffffffffffffffff 7\n\
+        T 1001 1010 1012 2\n\
+        T 1008 1006 1008 9\n\
+        T 1008 1006 100d 2\n\
+        T 1008 1006 ffffffffffffffff 1\n\
+        T 1012 1006 1008 2\n\
+        f 1006 100d 7\n\
+        F 100c 100d 3\n\
+        F 1010 1012 1\n";
+    assert_eq!(String::from_utf8(out).expect("text"), expected);
 }

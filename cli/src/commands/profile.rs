@@ -27,6 +27,9 @@ pub fn run(args: &ProfileArgs) -> anyhow::Result<()> {
         return Err(Usage(usage.to_owned()).into());
     }
     let pool = load::pool(&args.common)?;
+    if args.traces && args.format != ProfileFormat::BoltPreaggregated {
+        return Err(Usage("--traces is for --format bolt-preaggregated".to_owned()).into());
+    }
     if args.format.is_of_stacks() {
         return super::stacks::run(args, &pool, started);
     }
@@ -149,6 +152,9 @@ fn of_binary(args: &ProfileArgs, mut sources: Sources) -> anyhow::Result<()> {
             write(args, |out| counted_lines::write_unsymbolized(out, &flow, &code))?;
         }
         ProfileFormat::Gcc => write(args, |out| counted_lines::write_autofdo(out, &flow, &code))?,
+        _ if args.traces => {
+            write(args, |out| bolt::write_traces(out, &sources.traces, |image| image == own))?;
+        }
         _ => write(args, |out| bolt::write(out, &flow))?,
     }
     let is_exact = sources.table.sampled().is_empty();

@@ -15,7 +15,7 @@ mod resolve;
 mod tests;
 
 pub use count::{MOST_TRACES, Traces};
-pub use resolve::resolve;
+pub use resolve::{resolve, resolve_each};
 
 use ptflow_decoder::profile::EdgeRow;
 

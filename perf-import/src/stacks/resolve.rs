@@ -10,17 +10,22 @@ use ptflow_decoder::code::CodeView;
 use ptflow_decoder::image::{AddressSpace, Images};
 use ptflow_decoder::insn::{Class, Insn, InsnStream, decode};
 use ptflow_decoder::packet::ExecMode;
-use ptflow_decoder::profile::{CodeAddr, EdgeKind, EdgeRow};
+use ptflow_decoder::profile::{CodeAddr, EdgeKind, EdgeRow, TraceRow};
 use ptflow_decoder::units::{Ip, Svma};
 use rustc_hash::FxHashMap;
 
 /// The rows of all traces.
 pub fn resolve(traces: &Traces, images: &Images<'_>) -> StackProfile {
+    resolve_each(traces, images, |_| {})
+}
+
+/// The same; and each branch with the straight code behind it goes to `each`, in no order.
+pub fn resolve_each(traces: &Traces, images: &Images<'_>, mut each: impl FnMut(TraceRow)) -> StackProfile {
     static NOTHING: AddressSpace = AddressSpace::empty();
     let mut edges = Edges { counts: FxHashMap::default(), sums: *traces.sums(), passed: Vec::new() };
     for (trace, count) in &traces.counts {
         let space = traces.spaces.get(trace.space as usize).unwrap_or(&NOTHING);
-        Resolver { code: CodeView { images, space }, edges: &mut edges }.trace(trace, *count);
+        Resolver { code: CodeView { images, space }, edges: &mut edges }.trace(trace, *count).map(&mut each);
     }
     let row = |((kind, from, to), [taken, not_taken, mispredicted]): (EdgeKey, [u64; 3])| EdgeRow {
         kind,
@@ -73,23 +78,32 @@ fn is_kernel(ip: Ip) -> bool {
 }
 
 impl Resolver<'_, '_> {
-    fn trace(&mut self, trace: &Trace, count: Count) {
+    fn trace(&mut self, trace: &Trace, count: Count) -> Option<TraceRow> {
         let Count { taken, mispredicted } = count;
+        let mut row = None;
         let [is_from_known, is_to_known] = [trace.from, trace.to].map(|ip| self.code.has_code(ip));
         if !is_from_known && !is_to_known {
             self.edges.sums.outside += taken;
         } else if let Some((kind, from, to)) = self.branch(trace) {
-            let addr = |ip| self.code.code_addr(ip);
-            self.edges.add((kind, Some(addr(from)), to.map(addr)), [taken, 0, mispredicted]);
+            let (from, to) = (self.code.code_addr(from), to.map(|to| self.code.code_addr(to)));
+            self.edges.add((kind, Some(from), to), [taken, 0, mispredicted]);
+            row = Some(TraceRow { kind, from, to, end: None, count: taken });
         } else {
             self.edges.sums.impossible += taken;
         }
         if let Some(next) = trace.next.filter(|_| is_to_known) {
             self.edges.sums.ranges += taken;
-            if self.range(trace, next, taken).is_none() {
-                self.edges.sums.impossible_ranges += taken;
+            let start = self.code.code_addr(trace.to);
+            match self.range(trace, next, taken) {
+                None => self.edges.sums.impossible_ranges += taken,
+                end => {
+                    let unknown =
+                        TraceRow { kind: EdgeKind::Range, from: start, to: Some(start), end, count: taken };
+                    row = Some(row.map_or(unknown, |row| TraceRow { end, ..row }));
+                }
             }
         }
+        row
     }
 
     /// What kind of branch it is; `None` where there cannot be one.
@@ -151,8 +165,8 @@ impl Resolver<'_, '_> {
     }
 
     /// Adds straight code from where a branch went to the next one at `end`, with the conditional branches on the way, which were not
-    /// taken. `None` where it is none.
-    fn range(&mut self, trace: &Trace, end: Ip, count: u64) -> Option<()> {
+    /// taken. Gives the branch at its end; `None` where it is none.
+    fn range(&mut self, trace: &Trace, end: Ip, count: u64) -> Option<CodeAddr> {
         let start = trace.to;
         let len = end.0.checked_sub(start.0).filter(|len| *len < LONGEST_RANGE)?;
         let (image, first) = self.code.locate(start)?;
@@ -171,7 +185,7 @@ impl Resolver<'_, '_> {
             self.edges.add((EdgeKind::Range, addr(first.0), addr(branch)), [count, 0, 0]);
         }
         self.edges.passed = passed;
-        branch.map(|_| ())
+        branch.and_then(addr)
     }
 }
 

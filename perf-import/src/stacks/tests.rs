@@ -5,7 +5,7 @@ use crate::attr::{Attr, sample_type};
 use crate::bytes::{Fields, Put};
 use crate::record::{BranchStack, branch_sample_type as bst};
 use ptflow_decoder::image::{AddressSpace, CodeImage, CodeRegion, Images, Mapping};
-use ptflow_decoder::profile::CodeAddr;
+use ptflow_decoder::profile::{CodeAddr, EdgeKind, TraceRow};
 use ptflow_decoder::units::{ImageId, Ip, Svma};
 
 /// ```text
@@ -53,7 +53,18 @@ fn profile(kind: u64, stacks: &[&[Entry]]) -> StackProfile {
     traces.spaces = vec![AddressSpace::new([mapping])];
     let mut images = Images::default();
     images.push(CodeImage::new(vec![CodeRegion { start: Svma(0x1000), bytes: &CODE }]));
-    resolve(&traces, &images)
+    // A branch with the code behind it: each is in the edges, too.
+    let mut rows = Vec::new();
+    let profile = resolve_each(&traces, &images, |row| rows.push(row));
+    let sum = |is: &dyn Fn(&EdgeRow) -> bool| -> u64 {
+        profile.rows.iter().filter(|row| is(row)).map(|row| row.taken).sum()
+    };
+    let count = |is: &dyn Fn(&TraceRow) -> bool| -> u64 {
+        rows.iter().filter(|row| is(row)).map(|row| row.count).sum()
+    };
+    assert_eq!(count(&|row| row.kind != EdgeKind::Range), sum(&|row| row.kind != EdgeKind::Range));
+    assert_eq!(count(&|row| row.end.is_some()), sum(&|row| row.kind == EdgeKind::Range));
+    profile
 }
 
 fn runtime(addr: u64) -> u64 {
