@@ -118,7 +118,8 @@ fn slices(path: &Path) -> BTreeMap<String, u64> {
     // Open slices and the last time, by thread.
     let mut threads: BTreeMap<u64, (usize, u64)> = BTreeMap::new();
     for event in trace["traceEvents"].as_array().expect("events") {
-        if event["ph"] == "M" {
+        // Names, and curves, which lie beside the slices.
+        if event["ph"] == "M" || event["ph"] == "C" {
             continue;
         }
         let now = (event["ts"].as_f64().expect("a time") * 1000.0).round() as u64;
