@@ -175,13 +175,13 @@ pub struct ProfileArgs {
     /// More captures, or tables that --format edges wrote, to add
     #[arg(value_name = "CAPTURE")]
     pub more: Vec<PathBuf>,
-    /// Where to [default: standard output]
+    /// Where to [default: standard output]; formats of one binary: to a folder (DIR/), a file for each binary that ran
     #[arg(short, long, value_name = "OUT", default_value = "-")]
     pub output: PathBuf,
     /// What to write
     #[arg(long, value_enum, default_value_t = ProfileFormat::Edges)]
     pub format: ProfileFormat,
-    /// The binary to profile [default: the traced program, or for branches and bias all]
+    /// The binary to profile [default: the traced program; all for branches, bias and -o DIR/]
     #[arg(long, value_name = "PATH|BUILDID")]
     pub binary: Option<String>,
     /// Check the profile against this binary, and fail where it does not fit [default: say so for formats of one binary]
@@ -191,6 +191,9 @@ pub struct ProfileArgs {
     /// F. BOLT 22 takes them, BOLT 19 does not; mispredictions are not in them
     #[arg(long)]
     pub traces: bool,
+    /// Let an installed tool make the sample profile of our counts: for llvm and llvm-extbinary
+    #[arg(long, value_enum, value_name = "TOOL")]
+    pub via: Option<Via>,
     /// What folded stacks are weighed by
     #[arg(long, value_enum, default_value_t = StackWeight::Instructions)]
     pub weight: StackWeight,
@@ -200,6 +203,19 @@ pub struct ProfileArgs {
     /// Which decoder walks
     #[arg(long, value_enum, default_value_t = EngineChoice::Native)]
     pub engine: EngineChoice,
+}
+
+impl ProfileArgs {
+    /// Each binary's profile goes to a file of its own in a folder.
+    pub fn is_to_folder(&self) -> bool {
+        self.output.as_os_str().as_encoded_bytes().ends_with(b"/") || self.output.is_dir()
+    }
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Via {
+    /// LLVM's, of an unsymbolized profile
+    LlvmProfgen,
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]

@@ -16,6 +16,8 @@ pub struct Binary {
     pub name: String,
     /// Where it is.
     pub path: PathBuf,
+    /// The name of its file when it ran; where it was found may be a cache by build id.
+    pub file_name: String,
     file: BinaryFile,
 }
 
@@ -33,13 +35,13 @@ impl Binary {
         };
         let name = loaded.store.image_name(first);
         let found = loaded.store.file(first).and_then(|file| match &file.status {
-            Status::Found(path) => Some((path.clone(), BinaryFile::open(path)?)),
+            Status::Found(path) => Self::found(&name, path, last_part(&file.mapped.path)),
             _ => None,
         });
-        let Some((path, file)) = found else {
-            bail!("the code of {name} is not found; say where it is: --images DIR");
-        };
-        Ok(Self { name, path, file })
+        match found {
+            Some(binary) => Ok(binary),
+            None => bail!("the code of {name} is not found; say where it is: --images DIR"),
+        }
     }
 
     /// A file, for edges that are in no capture at hand.
@@ -48,7 +50,14 @@ impl Binary {
             bail!("{} is no 64-bit ELF file", path.display());
         };
         let name = file.build_id().map_or_else(|| path.display().to_string(), str::to_owned);
-        Ok(Self { name, path: path.to_owned(), file })
+        let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { name, path: path.to_owned(), file_name, file })
+    }
+
+    /// The file that was found for what captures and tables call by that name, and what it was called when it ran.
+    pub fn found(name: &str, path: &Path, file_name: &str) -> Option<Self> {
+        let file = BinaryFile::open(path)?;
+        Some(Self { name: name.to_owned(), path: path.to_owned(), file_name: file_name.to_owned(), file })
     }
 
     /// All its bytes.
@@ -66,6 +75,23 @@ impl Binary {
         self.file.code()
     }
 }
+
+/// The name of a file, behind all folders.
+pub fn last_part(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// Nothing of the format can be made of this binary; others may do.
+#[derive(Debug)]
+pub struct Unfit(pub String);
+
+impl std::fmt::Display for Unfit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unfit {}
 
 /// The image has that build id, or that path: in the capture, or where it was found.
 fn is_called(loaded: &Loaded<'_>, image: ImageId, wanted: &str) -> bool {

@@ -12,11 +12,11 @@ mod find_invocations;
 mod frames;
 mod histogram;
 mod index;
+mod llvm_tools;
 mod load;
 mod off_cpu;
 #[cfg(feature = "oracle")]
 mod oracle;
-mod perf2bolt;
 mod progress;
 mod replay;
 mod report;

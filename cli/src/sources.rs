@@ -1,7 +1,7 @@
 //! Edges of captures and of tables, summed.
 
 use crate::args::{Addresses, Common, EngineChoice, ProfileArgs, ProfileFormat, Usage};
-use crate::binary::Binary;
+use crate::binary::{Binary, last_part};
 use crate::load::{self, Loaded};
 use crate::progress::Progress;
 use crate::unknown_code::{self, UnknownCosts};
@@ -33,8 +33,8 @@ pub struct Sources {
     pub traces: Vec<TraceRow>,
     /// The functions of conditional branches, where the format names them.
     pub functions: HashMap<CodeAddr, String>,
-    /// Where the images were found, by name.
-    files: BTreeMap<String, PathBuf>,
+    /// Where the images were found, by name, and what their files were called when they ran.
+    files: BTreeMap<String, (PathBuf, String)>,
     /// Bytes of trace.
     pub bytes: u64,
     /// What became of them, by stream.
@@ -106,16 +106,21 @@ impl Sources {
         common.binaries.extend(args.binary.iter().map(PathBuf::from));
         let file = load::open(&common)?;
         let loaded = Loaded::new(&file, &common)?;
+        let is_of_any = args.is_to_folder() || args.format.is_of_conditions();
         if self.binary.is_none()
-            && (args.format.is_of_binary() || args.format.is_of_conditions() && args.binary.is_some())
+            && (args.format.is_of_binary() || args.format.is_of_conditions())
+            && (args.binary.is_some() || !is_of_any)
         {
             self.binary = Some(Binary::choose(&loaded, args.binary.as_deref())?);
         }
         let ids = (0..loaded.store.image_count()).map(ImageId);
         let names: Vec<String> = ids.clone().map(|id| loaded.store.image_name(id)).collect();
         for (id, name) in ids.zip(&names) {
-            if let Some(Status::Found(path)) = loaded.store.file(id).map(|file| &file.status) {
-                self.files.entry(name.clone()).or_insert_with(|| path.clone());
+            if let Some(file) = loaded.store.file(id)
+                && let Status::Found(path) = &file.status
+            {
+                let found = || (path.clone(), last_part(&file.mapped.path).to_owned());
+                self.files.entry(name.clone()).or_insert_with(found);
             }
         }
         let runtime = match args.addresses {
@@ -206,6 +211,17 @@ impl Sources {
         Ok(profile.rows)
     }
 
+    /// The binary that is asked for; else all whose files were found.
+    pub fn binaries(&mut self) -> Vec<Binary> {
+        match self.binary.take() {
+            Some(binary) => vec![binary],
+            None => {
+                let found = self.files.iter();
+                found.filter_map(|(name, (path, file))| Binary::found(name, path, file)).collect()
+            }
+        }
+    }
+
     /// The flow through a binary, which is that image of the table.
     pub fn flow(&self, binary: &Binary, own: ImageId) -> Flow {
         let mut flow = Flow::new(self.table.exact(), |image| image == own, &binary.code());
@@ -221,7 +237,7 @@ impl Sources {
         }
         let mut derived: Vec<EdgeRow> = Vec::new();
         for (id, name) in (0..).map(ImageId).zip(table.images()) {
-            if let Some(file) = files.get(name).and_then(|path| BinaryFile::open(path)) {
+            if let Some(file) = files.get(name).and_then(|(path, _)| BinaryFile::open(path)) {
                 let ranges =
                     ptflow_exporters::ranges::derive(table.exact(), |image| image == id, &file.code());
                 derived.extend(ranges.rows(id));

@@ -576,6 +576,94 @@ fn bolt_by_way_of_perf2bolt() {
     assert_eq!(ptflow(&["profile"], &["--format", "bolt"]).status.code(), Some(2));
 }
 
+/// What llvm-profgen makes of our counts is what we make of them.
+#[test]
+fn a_sample_profile_by_way_of_llvm_profgen() {
+    for format in ["llvm", "llvm-extbinary"] {
+        let theirs = ptflow(&["profile"], &["--format", format, "--via", "llvm-profgen"]);
+        if String::from_utf8_lossy(&theirs.stderr).contains("llvm-profgen is not installed") {
+            println!("skipped: there is no llvm-profgen; install Debian's package llvm-19");
+            return;
+        }
+        let theirs = succeed(theirs);
+        let ours = succeed(ptflow(&["profile"], &["--format", format]));
+        match format {
+            "llvm" => assert_eq!(String::from_utf8_lossy(&theirs), String::from_utf8_lossy(&ours)),
+            // Both begin with SPF42 and the kind of form (LLVM's SampleProf.h, SPMagic); the order of names is free.
+            _ => assert_eq!(theirs[..8], ours[..8]),
+        }
+    }
+    assert_eq!(ptflow(&["profile"], &["--via", "llvm-profgen"]).status.code(), Some(2));
+}
+
+/// Of a tool that fails, its last words are told; the one in PATH is taken first.
+#[test]
+fn a_tool_that_fails_is_told() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = TempDir::new().expect("a folder");
+    let tool = folder.path().join("llvm-profgen");
+    std::fs::write(&tool, "#!/bin/sh\necho 'it broke' >&2; exit 3\n").expect("written");
+    std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).expect("made executable");
+    let output = Command::new(env!("CARGO_BIN_EXE_ptflow"))
+        .arg("profile")
+        .arg(sample().join("perf.data"))
+        .arg("--images")
+        .arg(sample())
+        .args(["--format", "llvm", "--via", "llvm-profgen"])
+        .env("PATH", format!("{}:/usr/bin:/bin", folder.path().display()))
+        .output()
+        .expect("ptflow runs");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{error}");
+    assert!(error.contains(&format!("{}: it broke", tool.display())), "{error}");
+}
+
+/// Two binaries of one name: each has a file of its own in the folder, and in it what it has alone.
+#[test]
+fn several_binaries_are_several_files() {
+    let folder = TempDir::new().expect("a folder");
+    let other = folder.path().join("other");
+    std::fs::create_dir(&other).expect("a folder");
+    // The same program by another build id.
+    let program = std::fs::read(sample().join("requests")).expect("the program");
+    let file = object::File::parse(&*program).expect("an ELF file");
+    let id = file.build_id().expect("notes").expect("a build id").to_owned();
+    let other_id: Vec<u8> = id.iter().map(|byte| !byte).collect();
+    for name in ["requests", "perf.data"] {
+        let mut bytes = std::fs::read(sample().join(name)).expect("a file");
+        let found: Vec<usize> =
+            bytes.windows(id.len()).enumerate().filter(|(_, own)| *own == id).map(|(at, _)| at).collect();
+        assert!(!found.is_empty(), "{name} tells the build id");
+        for at in found {
+            bytes[at..at + id.len()].copy_from_slice(&other_id);
+        }
+        std::fs::write(other.join(name), bytes).expect("written");
+    }
+    let out = folder.path().join("out");
+    let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
+    let (capture, images) = (text(&other.join("perf.data")), text(&other));
+    let to = format!("{}/", text(&out));
+    let args = [&*capture, "--images", &images, "--format", "bolt-preaggregated", "-o", &to];
+    let output = ptflow(&["profile"], &args);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    succeed(output);
+    let entries = std::fs::read_dir(&out).expect("the folder is made");
+    let files: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    assert_eq!(files.len(), 2, "{files:?}");
+    let alone = succeed(ptflow(&["profile"], &["--format", "bolt-preaggregated"]));
+    for file in &files {
+        let name = file.file_name().and_then(|name| name.to_str()).expect("UTF-8");
+        assert!(
+            name == "requests" || name.strip_prefix("requests.").is_some_and(|id| id.len() == 40),
+            "{name}"
+        );
+        assert!(std::fs::read(file).expect("a file") == alone, "{name}");
+        assert!(told.contains(&format!("ptflow: wrote {}, of ", file.display())), "{told}");
+    }
+    // One file for all: nothing to put into a folder.
+    assert_eq!(ptflow(&["profile"], &["-o", &to]).status.code(), Some(2));
+}
+
 /// Every instruction is some function's own, and of one stack; pprof's message is not empty.
 #[test]
 fn stacks_have_all_instructions() {

@@ -1,9 +1,9 @@
 //! `ptflow profile`.
 
 use crate::args::{EngineChoice, ProfileArgs, ProfileFormat, Usage};
-use crate::binary::Binary;
+use crate::binary::{Binary, Unfit};
+use crate::llvm_tools;
 use crate::load;
-use crate::perf2bolt;
 use crate::report::Outcome;
 use crate::source_lines::{DwarfLines, Probes};
 use crate::sources::Sources;
@@ -16,8 +16,12 @@ use ptflow_exporters::sample_profile::SampleProfile;
 use ptflow_exporters::{bolt, check, counted_lines, llvm_extbinary, llvm_text, pprof};
 use ptflow_perf_import::dwarf::DebugSections;
 use ptflow_perf_import::pseudo_probes::{ProbeSections, PseudoProbes};
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
+use tempfile::NamedTempFile;
 
 /// Runs the verb.
 pub fn run(args: &ProfileArgs) -> anyhow::Result<()> {
@@ -29,6 +33,13 @@ pub fn run(args: &ProfileArgs) -> anyhow::Result<()> {
     let pool = load::pool(&args.common)?;
     if args.traces && args.format != ProfileFormat::BoltPreaggregated {
         return Err(Usage("--traces is for --format bolt-preaggregated".to_owned()).into());
+    }
+    if args.via.is_some() && !matches!(args.format, ProfileFormat::Llvm | ProfileFormat::LlvmExtbinary) {
+        return Err(Usage("--via is for --format llvm and llvm-extbinary".to_owned()).into());
+    }
+    if args.is_to_folder() && !args.format.is_of_binary() {
+        let usage = "-o DIR/ is for formats of one binary; this one has all in one file";
+        return Err(Usage(usage.to_owned()).into());
     }
     if args.format.is_of_stacks() {
         return super::stacks::run(args, &pool, started);
@@ -43,7 +54,11 @@ pub fn run(args: &ProfileArgs) -> anyhow::Result<()> {
     match args.format {
         ProfileFormat::Edges => edges(args, sources)?,
         ProfileFormat::Branches | ProfileFormat::Bias => conditions(args, sources)?,
-        _ => of_binary(args, sources)?,
+        _ if args.is_to_folder() => of_binaries(args, sources)?,
+        _ => {
+            let binary = sources.binary.take().context("the format is of one binary")?;
+            of_binary(args, &mut sources, &binary, &args.output)?;
+        }
     }
     Outcome {
         folding: None,
@@ -67,7 +82,7 @@ fn edges(args: &ProfileArgs, mut sources: Sources) -> anyhow::Result<()> {
     check_asked(args, &mut sources)?;
     let table = sources.into_table();
     let rows = if table.exact().is_empty() { table.sampled() } else { table.exact() };
-    write(args, |out| ptflow_exporters::edges::write(out, rows, &table))
+    write(&args.output, |out| ptflow_exporters::edges::write(out, rows, &table))
 }
 
 /// Which way conditional branches went.
@@ -81,7 +96,7 @@ fn conditions(args: &ProfileArgs, mut sources: Sources) -> anyhow::Result<()> {
     if let Some(binary) = sources.binary.as_ref().filter(|_| branches.is_empty()) {
         bail!("no conditional branch of {} ran in the trace; see what did: ptflow profile", binary.name);
     }
-    write(args, |out| match args.format {
+    write(&args.output, |out| match args.format {
         ProfileFormat::Branches => branches.write(out),
         _ => branches.write_bias(out),
     })
@@ -101,10 +116,57 @@ fn check_asked(args: &ProfileArgs, sources: &mut Sources) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn of_binary(args: &ProfileArgs, mut sources: Sources) -> anyhow::Result<()> {
-    let binary = sources.binary.take().context("the format is of one binary")?;
+/// A file for each binary, in a folder.
+fn of_binaries(args: &ProfileArgs, mut sources: Sources) -> anyhow::Result<()> {
+    if args.check.is_some() {
+        return Err(
+            Usage("--check is for a profile of one binary; -o DIR/ writes one for each".to_owned()).into()
+        );
+    }
+    std::fs::create_dir_all(&args.output)
+        .with_context(|| format!("cannot make {}", args.output.display()))?;
+    let mut files: BTreeSet<PathBuf> = BTreeSet::new();
+    for binary in sources.binaries() {
+        let own = sources.table.image(&binary.name);
+        if sources.flow(&binary, own).is_empty() {
+            continue;
+        }
+        let mut file = args.output.join(&binary.file_name);
+        if files.contains(&file) {
+            // Of two binaries of one name, the second has its build id behind it.
+            let mut name = file.into_os_string();
+            name.push(format!(".{}", binary.name.replace('/', "_")));
+            file = PathBuf::from(name);
+        }
+        match of_binary(args, &mut sources, &binary, &file) {
+            Ok(()) => {}
+            Err(error) if error.is::<Unfit>() => {
+                if !args.common.quiet {
+                    eprintln!("ptflow: {} is left out: {error}", binary.file_name);
+                }
+                continue;
+            }
+            Err(error) => return Err(error),
+        }
+        if !args.common.quiet {
+            eprintln!("ptflow: wrote {}, of {}", file.display(), binary.path.display());
+        }
+        files.insert(file);
+    }
+    if files.is_empty() {
+        bail!("no binary that ran in the trace is fit for it; see which ran: ptflow profile");
+    }
+    Ok(())
+}
+
+fn of_binary(
+    args: &ProfileArgs,
+    sources: &mut Sources,
+    binary: &Binary,
+    output: &Path,
+) -> anyhow::Result<()> {
     let own = sources.table.image(&binary.name);
-    let flow = sources.flow(&binary, own);
+    let flow = sources.flow(binary, own);
     if flow.is_empty() {
         bail!("no code of {} ran in the trace; see what did: ptflow profile", binary.name);
     }
@@ -114,14 +176,21 @@ fn of_binary(args: &ProfileArgs, mut sources: Sources) -> anyhow::Result<()> {
     }
     let code = binary.code();
     match args.format {
+        format @ (ProfileFormat::Llvm | ProfileFormat::LlvmExtbinary) if args.via.is_some() => {
+            let counts = temporary(|out| counted_lines::write_unsymbolized(out, &flow, &code))?;
+            let made = temporary(|_| Ok(()))?;
+            let is_binary = format == ProfileFormat::LlvmExtbinary;
+            llvm_tools::llvm_profgen(counts.path(), &binary.path, made.path(), is_binary)?;
+            let made = std::fs::read(made.path()).context("cannot read what llvm-profgen wrote")?;
+            write(output, |out| out.write_all(&made))?;
+        }
         ProfileFormat::Llvm | ProfileFormat::LlvmExtbinary | ProfileFormat::Go => {
             let sections = DebugSections::of(binary.bytes());
             let lines = DwarfLines::read(&sections);
             if lines.map.is_empty() {
-                bail!(
-                    "{} has no line tables; build it with -g (clang: -fdebug-info-for-profiling)",
-                    binary.name
-                );
+                let path = binary.path.display();
+                let why = "has no line tables; build it with -g (clang: -fdebug-info-for-profiling)";
+                return Err(Unfit(format!("{path} {why}")).into());
             }
             let sections = ProbeSections::of(binary.bytes());
             let probes = PseudoProbes::read(&sections);
@@ -131,34 +200,29 @@ fn of_binary(args: &ProfileArgs, mut sources: Sources) -> anyhow::Result<()> {
                 false => SampleProfile::of_probes(&flow, &code, &lines, &Probes(&probes)),
             };
             match args.format {
-                ProfileFormat::Llvm => write(args, |out| llvm_text::write(out, &samples()))?,
-                ProfileFormat::LlvmExtbinary => write(args, |out| llvm_extbinary::write(out, &samples()))?,
-                _ => write(args, |out| pprof::write_calls(out, &flow, &lines))?,
+                ProfileFormat::Llvm => write(output, |out| llvm_text::write(out, &samples()))?,
+                ProfileFormat::LlvmExtbinary => write(output, |out| llvm_extbinary::write(out, &samples()))?,
+                _ => write(output, |out| pprof::write_calls(out, &flow, &lines))?,
             }
         }
         ProfileFormat::Bolt => {
-            if args.output.as_os_str() == "-" {
+            if output.as_os_str() == "-" {
                 return Err(Usage("perf2bolt writes a file: -o FILE".to_owned()).into());
             }
-            let mut file = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
-            let mut out = BufWriter::new(file.as_file_mut());
-            bolt::write(&mut out, &flow)
-                .and_then(|()| out.flush())
-                .context("cannot write a temporary file")?;
-            drop(out);
-            perf2bolt::convert(file.path(), &binary.path, &args.output)?;
+            let counts = temporary(|out| bolt::write(out, &flow))?;
+            llvm_tools::perf2bolt(counts.path(), &binary.path, output)?;
         }
         ProfileFormat::LlvmUnsymbolized => {
-            write(args, |out| counted_lines::write_unsymbolized(out, &flow, &code))?;
+            write(output, |out| counted_lines::write_unsymbolized(out, &flow, &code))?;
         }
-        ProfileFormat::Gcc => write(args, |out| counted_lines::write_autofdo(out, &flow, &code))?,
+        ProfileFormat::Gcc => write(output, |out| counted_lines::write_autofdo(out, &flow, &code))?,
         _ if args.traces => {
-            write(args, |out| bolt::write_traces(out, &sources.traces, |image| image == own))?;
+            write(output, |out| bolt::write_traces(out, &sources.traces, |image| image == own))?;
         }
-        _ => write(args, |out| bolt::write(out, &flow))?,
+        _ => write(output, |out| bolt::write(out, &flow))?,
     }
     let is_exact = sources.table.sampled().is_empty();
-    check(args, &flow, &binary, is_exact)
+    check(args, &flow, binary, is_exact)
 }
 
 /// Says in one line whether the profile fits; to the binary that is to be checked against, it must.
@@ -174,12 +238,23 @@ fn check(args: &ProfileArgs, flow: &Flow, binary: &Binary, is_exact: bool) -> an
     Ok(())
 }
 
+/// A file for another tool to read.
+fn temporary(
+    content: impl FnOnce(&mut BufWriter<&mut File>) -> std::io::Result<()>,
+) -> anyhow::Result<NamedTempFile> {
+    let mut file = NamedTempFile::new().context("cannot make a temporary file")?;
+    let mut out = BufWriter::new(file.as_file_mut());
+    content(&mut out).and_then(|()| out.flush()).context("cannot write a temporary file")?;
+    drop(out);
+    Ok(file)
+}
+
 pub(super) fn write(
-    args: &ProfileArgs,
+    output: &Path,
     content: impl FnOnce(&mut BufWriter<Output>) -> std::io::Result<()>,
 ) -> anyhow::Result<()> {
-    let cannot = || format!("cannot write {}", args.output.display());
-    let mut out = BufWriter::new(Output::create(&args.output).with_context(cannot)?);
+    let cannot = || format!("cannot write {}", output.display());
+    let mut out = BufWriter::new(Output::create(output).with_context(cannot)?);
     content(&mut out).with_context(cannot)?;
     out.flush().with_context(cannot)?;
     let out = out.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(cannot)?;

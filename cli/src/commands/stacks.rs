@@ -56,7 +56,7 @@ pub fn run(args: &ProfileArgs, pool: &rayon::ThreadPool, started: Instant) -> an
         StackWeight::Instructions => Weight::Instructions,
         StackWeight::Time => Weight::Time,
     };
-    write(args, |out| match args.format {
+    write(&args.output, |out| match args.format {
         ProfileFormat::Pprof => pprof::write_stacks(out, &costs),
         ProfileFormat::Functions => costs.write_functions(out),
         _ => costs.write_folded(out, weight),
