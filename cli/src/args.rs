@@ -244,8 +244,8 @@ pub enum ProfileFormat {
     Functions,
     /// Conditional branches, one a line: function, address, times taken and not taken
     Branches,
-    /// Conditional branches of each function: how many, how many never and always taken, times taken and not taken, the most
-    /// mixed one
+    /// Conditional branches by function, one a line: function, image, how many executed, never taken, always taken; times
+    /// taken, not taken; the most mixed one and its times taken, not taken
     Bias,
 }
 
