@@ -27,8 +27,9 @@ pub fn serve(path: &Path, port: u16) -> anyhow::Result<()> {
     // Of any name, the way in which it would have to be quoted is one more thing to go wrong: only the ending counts.
     let ending = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.split_once('.'));
     let name = ending.map_or("trace".to_owned(), |(_, ending)| format!("trace.{ending}"));
-    eprintln!("ptflow: open {UI}/#!/?url=http://127.0.0.1:{port}/{name}");
     eprintln!("ptflow: serving it until it is fetched; Ctrl-C ends that");
+    // The last word: who reads it may read no further.
+    eprintln!("ptflow: open {UI}/#!/?url=http://127.0.0.1:{port}/{name}");
     for connection in listener.incoming() {
         // One that fails is that browser's affair; it may ask again.
         if connection.and_then(|connection| answer(connection, path, &name)).unwrap_or(false) {
