@@ -116,6 +116,11 @@ pub struct ConvertArgs {
     /// in invocations that took longer: --around 'NAME:slower-than 2ms'
     #[arg(long, value_name = "NAME[:slower-than D]")]
     pub around: Option<Around>,
+    /// Into N files, OUT.1-of-N.pftrace.gz and so on, each of some stretch of time with about as many slices, and each whole
+    /// by itself: what is open where a part begins is drawn there in category `continued`. --max-slices is for each file.
+    /// The capture is decoded twice: where to cut shows at its end
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=100), conflicts_with = "open")]
+    pub split: Option<u16>,
     /// Serve the timeline on this machine when it is written, and print the address that opens it in Perfetto's UI
     #[arg(long)]
     pub open: bool,

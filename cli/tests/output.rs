@@ -74,6 +74,51 @@ fn a_disk_that_becomes_full_keeps_nothing() {
     }
 }
 
+/// A set of files: none, or all.
+#[test]
+fn a_set_that_cannot_be_written_is_none() {
+    let set = ["out.1-of-3.json", "out.2-of-3.json", "out.3-of-3.json"];
+    // A full disk, which the limit of a file's size stands for; then one file that cannot be.
+    let folder = TempDir::new().expect("a folder");
+    let out = folder.path().join("out.json");
+    for name in set {
+        fs::write(folder.path().join(name), "from before").expect("a file");
+    }
+    let split = |out: &Path, shell: &str| {
+        let mut command = convert(out);
+        command.args(["--split", "3"]);
+        let script = format!("{shell}; exec \"$0\" \"$@\"");
+        let mut all = Command::new("sh");
+        all.args(["-c", &script]).arg(command.get_program()).args(command.get_args());
+        all.output().expect("sh runs")
+    };
+    let output = split(&out, "trap '' XFSZ; ulimit -f 400");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("cannot write"), "{error}");
+    assert_eq!(names(folder.path()), set);
+    for name in set {
+        assert_eq!(fs::read(folder.path().join(name)).expect("a file"), b"from before");
+    }
+    fs::remove_file(folder.path().join(set[1])).expect("removed");
+    std::os::unix::fs::symlink("/dev/full", folder.path().join(set[1])).expect("a link");
+    let output = split(&out, "true");
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(names(folder.path()), set);
+    assert_eq!(fs::read(folder.path().join(set[0])).expect("a file"), b"from before");
+    // A folder in the place of the last: what has its name already is of the new set alone.
+    fs::remove_file(folder.path().join(set[1])).expect("removed");
+    fs::remove_file(folder.path().join(set[2])).expect("removed");
+    fs::create_dir(folder.path().join(set[2])).expect("a folder");
+    fs::write(folder.path().join(set[2]).join("file"), "").expect("a file");
+    let output = split(&out, "true");
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!names(folder.path()).contains(&set[1].to_owned()), "{:?}", names(folder.path()));
+    fs::remove_dir_all(folder.path().join(set[2])).expect("removed");
+    assert!(split(&out, "true").status.success());
+    assert_eq!(names(folder.path()), set);
+}
+
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
     let mut child = convert(Path::new("-"));

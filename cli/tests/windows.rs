@@ -1,10 +1,12 @@
 //! Parts of a timeline against the whole: what is shown of a window is what is there.
 
+mod timeline;
+
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tempfile::TempDir;
+use timeline::Slice;
 
 fn sample() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench-traces/samples/requests")
@@ -23,26 +25,6 @@ fn ptflow(args: &[&str]) -> Output {
         .expect("ptflow runs")
 }
 
-/// A slice: what it is, when, what it lies in (among those of its thread), and what is folded into it.
-#[derive(Clone, PartialEq, Debug)]
-struct Slice {
-    tid: u64,
-    name: String,
-    category: String,
-    begin: u64,
-    end: u64,
-    inside: Option<usize>,
-    folded: Value,
-}
-
-/// A time in a JSON number: a double tells nanoseconds of microseconds well enough, and what was written is on the line.
-fn ns(event: &Value) -> u64 {
-    let text = event["ts"].to_string();
-    let (us, rest) = text.split_once('.').unwrap_or((&text, ""));
-    let rest: u64 = format!("{rest:0<3}").parse().expect("three digits");
-    us.parse::<u64>().expect("a number") * 1000 + rest
-}
-
 struct Timeline {
     slices: Vec<Slice>,
     report: Value,
@@ -55,33 +37,8 @@ fn convert(args: &[&str]) -> Timeline {
     let paths = ["convert", "--quiet", "-o", out.to_str().unwrap(), "--report", report.to_str().unwrap()];
     let output = ptflow(&[&paths[..], args].concat());
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    let json =
-        |path: &Path| -> Value { serde_json::from_slice(&std::fs::read(path).unwrap()).expect("JSON") };
-    let (trace, report) = (json(&out), json(&report));
-    let origin: u64 = trace["otherData"]["origin_ns"].as_str().expect("text").parse().expect("a number");
-    let mut slices: Vec<Slice> = Vec::new();
-    let mut open: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
-    for event in trace["traceEvents"].as_array().expect("events") {
-        let tid = event["tid"].as_u64().expect("a thread");
-        let open = open.entry(tid).or_default();
-        match event["ph"].as_str() {
-            Some("B") => {
-                let text = |what: &str| event[what].as_str().expect("text").to_owned();
-                let (name, category) = (text("name"), text("cat"));
-                let begin = origin + ns(event);
-                let inside = open.last().copied();
-                open.push(slices.len());
-                slices.push(Slice { tid, name, category, begin, end: 0, inside, folded: Value::Null });
-            }
-            Some("E") => {
-                let slice = &mut slices[open.pop().expect("something is open")];
-                (slice.end, slice.folded) = (origin + ns(event), event["args"].clone());
-            }
-            _ => {}
-        }
-    }
-    assert!(open.values().all(Vec::is_empty));
-    Timeline { slices, report }
+    let report = std::fs::read(&report).unwrap();
+    Timeline { slices: timeline::read(&out), report: serde_json::from_slice(&report).expect("JSON") }
 }
 
 /// The slices that begin in a window, as they are there: cut off at its end, and in one another where that began there too.

@@ -5,8 +5,11 @@
 //! that is kept under a higher one. So calls are stored as they come; when too many are, the threshold rises to where the
 //! durations so far, in a histogram, meet the budget, and what is now too short is folded away. Memory holds some two
 //! budgets of calls, whatever the trace, and the result is the one that two passes would have had.
+//!
+//! Where the number of slices is not limited, calls are handed on as they end, and memory holds what is open.
 
 use crate::depth::MAX_DEPTH;
+use crate::durations::Durations;
 use crate::timeline::{Category, Folded, Name, Timeline, Track};
 use std::collections::BTreeMap;
 use std::io;
@@ -85,6 +88,8 @@ struct Calling {
     /// What is open: places in `slices`.
     open: Vec<usize>,
     last: u64,
+    /// So many of the open slices were handed on: where the threshold is settled, no others are stored.
+    begun: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -125,9 +130,19 @@ impl Budget {
         }
     }
 
-    /// Without limits nothing is stored, but handed on as it comes.
-    fn unlimited(&self) -> bool {
-        self.limits == Limits::default()
+    /// The threshold will not rise: what is kept is handed on as soon as that is known.
+    fn is_settled(&self) -> bool {
+        self.limits.slices.is_none()
+    }
+
+    /// Begins the open slices of a settled track: the youngest is kept, and so are those around it.
+    fn begin_open(&mut self, track: Track) -> io::Result<()> {
+        let Some(calling) = self.tracks.get_mut(track.0 as usize) else { return Ok(()) };
+        for slice in &calling.slices[calling.begun..] {
+            self.inner.begin(track, slice.begin, slice.name)?;
+        }
+        calling.begun = calling.slices.len();
+        Ok(())
     }
 
     fn calling(&mut self, track: Track) -> &mut Calling {
@@ -153,21 +168,13 @@ impl Budget {
     /// The least threshold under which no more than the budget is kept.
     fn raise(&mut self) {
         let Some(budget) = self.limits.slices else { return };
-        let mut histogram = vec![0u64; BINS];
+        let mut durations = Durations::default();
         let calls = self.tracks.iter().filter(|calling| !calling.notes);
-        for slice in calls.flat_map(|calling| &calling.slices).filter(|slice| slice.end != OPEN) {
-            histogram[bin(slice.duration())] += 1;
-        }
         // What is open may yet turn out short: it does not count for now, so that the threshold never rises too far.
-        let mut kept = self.notes;
-        let mut threshold = u64::MAX;
-        for (bin, count) in histogram.iter().enumerate().rev() {
-            kept += count;
-            if kept > budget {
-                break;
-            }
-            threshold = least(bin);
+        for slice in calls.flat_map(|calling| &calling.slices).filter(|slice| slice.end != OPEN) {
+            durations.add(slice.duration());
         }
+        let threshold = budget.checked_sub(self.notes).map_or(u64::MAX, |most| durations.threshold(most));
         if threshold > self.min_ns {
             self.min_ns = threshold;
             self.fold();
@@ -278,35 +285,43 @@ impl Budget {
 
     /// A slice begins.
     pub fn begin(&mut self, track: Track, ns: u64, name: Name) -> io::Result<()> {
-        let unlimited = self.unlimited();
+        let Limits { min_ns, depth, .. } = self.limits;
+        let is_settled = self.is_settled();
         let calling = self.calling(track);
         calling.last = ns;
         let slice =
             Slice { begin: ns, end: OPEN, name, level: calling.open.len() as u32, folded: Folded::default() };
         calling.open.push(calling.slices.len());
         calling.slices.push(slice);
-        let notes = u64::from(calling.notes);
-        self.notes += notes;
+        let notes = calling.notes;
+        let is_kept = notes || min_ns == 0 && depth.is_none_or(|depth| (slice.level as usize) < depth);
+        self.notes += u64::from(notes);
         self.stored += 1;
-        if unlimited { self.inner.begin(track, ns, name) } else { Ok(()) }
+        if is_settled && is_kept { self.begin_open(track) } else { Ok(()) }
     }
 
     /// The youngest open slice ends.
     pub fn end(&mut self, track: Track, ns: u64) -> io::Result<()> {
-        let (unlimited, min_ns, depth) = (self.unlimited(), self.min_ns, self.limits.depth);
+        let (is_settled, min_ns, depth) = (self.is_settled(), self.min_ns, self.limits.depth);
         let calling = self.calling(track);
         let Some(place) = calling.open.pop() else { return Ok(()) };
         calling.last = ns;
         calling.slices[place].end = ns.min(OPEN - 1);
         let slice = calling.slices[place];
         let level = slice.level as usize;
-        if unlimited {
+        let is_kept = calling.notes
+            || place < calling.begun
+            || slice.duration() >= min_ns && depth.is_none_or(|depth| level < depth);
+        if is_kept && is_settled {
+            self.begin_open(track)?;
+            let calling = self.calling(track);
             calling.slices.truncate(place);
+            calling.begun = place;
             self.stored -= 1;
             self.count(&slice, level < MAX_DEPTH);
-            return self.inner.end(track, ns, Folded::default());
+            return self.inner.end(track, ns, slice.folded);
         }
-        if !calling.notes && (slice.duration() < min_ns || depth.is_some_and(|depth| level >= depth)) {
+        if !is_kept {
             // What it called is shorter and deeper, thus folded already: it is the last one stored.
             calling.slices.truncate(place);
             match calling.open.last() {
@@ -379,44 +394,5 @@ impl Folding {
             };
             format!("{folded} of {all} slices are folded into their callers: {which}{alone}")
         })
-    }
-}
-
-/// Bins of an octave: a threshold is at most an eighth off.
-const STEPS: u64 = 8;
-const BINS: usize = 64 * STEPS as usize;
-
-/// The bin of a duration: exact below [`STEPS`], then eight to each power of two.
-fn bin(ns: u64) -> usize {
-    if ns < STEPS {
-        return ns as usize;
-    }
-    let shift = ns.ilog2() - STEPS.ilog2();
-    (u64::from(shift) * STEPS + (ns >> shift)) as usize
-}
-
-/// The least duration of a bin.
-fn least(bin: usize) -> u64 {
-    let bin = bin as u64;
-    if bin < 2 * STEPS {
-        return bin;
-    }
-    let shift = bin / STEPS - 1;
-    // Bins behind the last that a duration falls into.
-    (STEPS + bin % STEPS).checked_shl(shift as u32).filter(|least| least >> shift != 0).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bin_begins_where_the_one_before_ends() {
-        assert_eq!((bin(0), bin(7), bin(8), bin(15), bin(16), bin(17), bin(18)), (0, 7, 8, 15, 16, 16, 17));
-        for index in 1..=bin(u64::MAX) {
-            assert_eq!(bin(least(index)), index);
-            assert_eq!(bin(least(index) - 1), index - 1);
-        }
-        assert!(bin(u64::MAX) < BINS);
     }
 }

@@ -54,6 +54,22 @@ impl Output {
     }
 }
 
+/// All are written: they get their names. Of several, those that files of before have are made free first: where it cannot
+/// be done to the end, there is some of the new set, and never a mixture of two.
+pub fn commit_all(outputs: Vec<Output>) -> io::Result<()> {
+    for output in outputs.iter().filter(|_| outputs.len() > 1) {
+        if let Output::File { partial, path, .. } = output
+            && partial != path
+        {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    outputs.into_iter().try_for_each(Output::commit)
+}
+
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {

@@ -322,13 +322,14 @@ impl<W: Write> Timeline for PerfettoWriter<W> {
     }
 }
 
-const CATEGORIES: [Category; 6] = [
+const CATEGORIES: [Category; 7] = [
     Category::Function,
     Category::Inferred,
     Category::Untraced,
     Category::Gap,
     Category::Folded,
     Category::OffCpu,
+    Category::Continued,
 ];
 
 fn category_iid(category: Category) -> u64 {

@@ -86,8 +86,9 @@ impl<W: Write> Timeline for TextWriter<W> {
         Ok(())
     }
 
-    fn name(&mut self, text: &str, _: Category) -> Name {
-        self.names.push(text.to_owned());
+    fn name(&mut self, text: &str, category: Category) -> Name {
+        let more = if category == Category::Continued { " (continued)" } else { "" };
+        self.names.push(format!("{text}{more}"));
         Name(self.names.len() as u32 - 1)
     }
 

@@ -28,6 +28,8 @@ pub enum Category {
     Folded,
     /// Another thread's turn on the CPU.
     OffCpu,
+    /// What began in the part of the timeline before this one.
+    Continued,
 }
 
 impl Category {
@@ -40,6 +42,7 @@ impl Category {
             Self::Gap => "gap",
             Self::Folded => "folded",
             Self::OffCpu => "off-cpu",
+            Self::Continued => "continued",
         }
     }
 }

@@ -6,6 +6,8 @@
 mod model;
 
 use model::{Format, Model, NOTES, Sink, Slice, assert_same, track_name};
+use ptflow_exporters::depth::DepthGuard;
+use ptflow_exporters::parts::Parts;
 use ptflow_exporters::timeline::{Category, Folded, Timeline};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -157,6 +159,69 @@ fn open_calls() {
     check(&Model::deep(3000).cut(), Format::Perfetto);
     check(&Model::random(44, 5, 1000).cut(), Format::PerfettoGzip);
     check(&Model::random(44, 5, 1000).cut(), Format::Chrome);
+}
+
+/// Each part is a good file by itself, and the pieces of cut slices make up what was cut.
+#[test]
+fn parts() {
+    let model = Model::random(45, 5, 2000);
+    let expected = model.slices();
+    let mut begins: Vec<u64> = expected.iter().map(|slice| slice.begin).collect();
+    begins.sort_unstable();
+    // At begins of slices, which may be ends of others; one part has nothing of its own.
+    let cuts: Vec<u64> = [1, 2, 2, 3].map(|quarter| begins[begins.len() * quarter / 4]).to_vec();
+    for format in [Format::Perfetto, Format::Chrome] {
+        let sinks: Vec<Sink> = (0..=cuts.len()).map(|_| Sink::default()).collect();
+        let guarded =
+            |sink: &Sink| -> Box<dyn Timeline> { Box::new(DepthGuard::new(format.writer(sink.clone()))) };
+        let parts = Parts::new(sinks.iter().map(guarded).collect(), cuts.clone());
+        model.write(Box::new(parts));
+        let mut whole: Vec<Slice> = Vec::new();
+        // What goes on behind the cut, by track and depth: where it is in `whole`.
+        let mut cut_off: BTreeMap<(String, usize), usize> = BTreeMap::new();
+        for (part, sink) in sinks.iter().enumerate() {
+            let bytes = sink.0.take();
+            let Some(answer) = ask(&bytes, &[LABELS, SLICES]) else { return };
+            assert_eq!((answer.failed_checks(), answer.code), (vec![], 0), "{format:?}: part {part}");
+            let mut shift = 0;
+            if format == Format::Chrome {
+                let file: Value = serde_json::from_slice(&bytes).expect("JSON");
+                shift = text(&file["otherData"]["origin_ns"]).parse().expect("a number");
+                let said = text(&file["otherData"]["part"]);
+                assert!(said.starts_with(&format!("{} of 5", part + 1)), "{said}");
+            } else {
+                let labels: Vec<_> = answer.rows(1).iter().map(|row| text(&row[0])).collect();
+                assert!(labels[2].starts_with(&format!("part: {} of 5", part + 1)), "{labels:?}");
+            }
+            let (from, to) = (part.checked_sub(1).map_or(0, |before| cuts[before]), cuts.get(part));
+            let mut pieces: Vec<Slice> = answer.rows(0).iter().map(|row| slice(row, shift)).collect();
+            pieces.sort_by_key(|piece| (piece.category != "continued", piece.depth));
+            let mut goes_on = std::mem::take(&mut cut_off);
+            for mut piece in pieces {
+                let end = piece.begin + piece.dur;
+                assert!(piece.begin >= from && to.is_none_or(|to| end <= *to), "part {part}: {piece:?}");
+                let place = (piece.track.clone(), piece.depth);
+                piece.parent = None;
+                let index = if piece.category == "continued" {
+                    let index = goes_on.remove(&place).unwrap_or_else(|| panic!("not cut off: {piece:?}"));
+                    assert_eq!((&piece.name, piece.begin), (&whole[index].name, from));
+                    whole[index].dur += piece.dur;
+                    whole[index].folded = piece.folded;
+                    index
+                } else {
+                    whole.push(piece);
+                    whole.len() - 1
+                };
+                if to == Some(&end) {
+                    // The last one there: others of no length may have ended before it.
+                    cut_off.insert(place, index);
+                }
+            }
+            // What is left ended at the cut, and was not cut.
+        }
+        let plain = |slice: &Slice| Slice { parent: None, ..slice.clone() };
+        assert_same(whole, expected.iter().map(plain).collect());
+    }
 }
 
 /// The checks can fail: a trace without the guard before it, one cut in the middle of a call, and no trace at all.

@@ -1,6 +1,7 @@
 //! `ptflow convert`.
 
 use crate::args::{ConvertArgs, Usage};
+use crate::call_stacks::Folded;
 use crate::find_function::Functions;
 use crate::frames::Frames;
 use crate::load::{self, Loaded};
@@ -13,15 +14,17 @@ use ptflow_exporters::budget::{Budget, Limits};
 use ptflow_exporters::chrome::ChromeWriter;
 use ptflow_exporters::depth::DepthGuard;
 use ptflow_exporters::gzip::Gzip;
-use ptflow_exporters::output::Output;
+use ptflow_exporters::output::{self, Output};
+use ptflow_exporters::parts::Parts;
 use ptflow_exporters::perfetto::PerfettoWriter;
+use ptflow_exporters::survey::{Cuts, Seen, Survey};
 use ptflow_exporters::text::TextWriter;
 use ptflow_exporters::timeline::Timeline;
 use ptflow_perf_import::symbols::FunctionNames;
 use std::cell::RefCell;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -46,6 +49,10 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
         )
         .into());
     }
+    let paths = match args.split {
+        Some(parts) => part_paths(&args.output, parts)?,
+        None => vec![args.output.clone()],
+    };
     let file = load::open(&args.common)?;
     let loaded = Loaded::new(&file, &args.common)?;
     loaded.needs_trace()?;
@@ -54,27 +61,52 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     let known = Functions { names: &functions, images: &images, store: &loaded.store };
     let selection = Selection::new(args, &loaded, &known, &pool)?;
     let cannot = || format!("cannot write {}", args.output.display());
-    let output = SharedOutput(Rc::new(RefCell::new(Output::create(&args.output).with_context(cannot)?)));
+    let outputs = paths.iter().map(|path| SharedOutput::create(path)).collect::<io::Result<Vec<_>>>();
+    let outputs = outputs.with_context(cannot)?;
     let threads = NonZeroUsize::new(pool.current_num_threads()).unwrap_or(NonZeroUsize::MIN);
-    let timeline = timeline(format, gzip.then_some(threads), output.clone());
-    let timeline = Budget::new(timeline, limits(args, format));
     let all = selection.is_all() && !loaded.capture.info.per_cpu;
-    let mut frames = Frames::new(&loaded, &functions, timeline, all).with_context(cannot)?;
     // Without a clock there is nothing to draw a curve over, and text has no curves.
-    if format != Format::Text && loaded.capture_first_pt().is_some() {
-        frames = frames.with_counters();
-    }
-    let silent = args.common.quiet || args.common.no_progress || !selection.is_all();
-    let progress = Progress::new(loaded.bytes(), silent);
-    let add = |bytes| progress.add(bytes);
-    let folded = selection.fold(&loaded, &images, &pool, &add, frames).with_context(cannot)?;
+    let curves = format != Format::Text && loaded.capture_first_pt().is_some();
+    let fold = |timeline: Budget| -> io::Result<Folded<Frames<'_>>> {
+        let mut frames = Frames::new(&loaded, &functions, timeline, all)?;
+        if curves {
+            frames = frames.with_counters();
+        }
+        let silent = args.common.quiet || args.common.no_progress || !selection.is_all();
+        let progress = Progress::new(loaded.bytes(), silent);
+        selection.fold(&loaded, &images, &pool, &|bytes| progress.add(bytes), frames)
+    };
+    let mut limits = limits(args, format);
+    let timeline: Box<dyn Timeline> = match &outputs[..] {
+        [output] => timeline(format, gzip.then_some(threads), output.clone()),
+        _ => {
+            // Where to cut, and what there is room for, shows when all is seen: so it is looked at twice.
+            let seen = Rc::new(RefCell::new(Seen::default()));
+            let survey = Box::new(DepthGuard::new(Box::new(Survey::new(seen.clone()))));
+            let survey = Budget::new(survey, Limits { slices: None, ..limits });
+            fold(survey)?.sink.finish(&loaded)?;
+            let Cuts { min_ns, at } = seen.borrow().cuts(outputs.len(), limits.slices);
+            limits = Limits { slices: None, min_ns: limits.min_ns.max(min_ns), ..limits };
+            let one_thread = gzip.then_some(NonZeroUsize::MIN);
+            let parts = outputs.iter().map(|output| timeline(format, one_thread, output.clone()));
+            Box::new(Parts::new(parts.collect(), at))
+        }
+    };
+    let folded = fold(Budget::new(timeline, limits)).with_context(cannot)?;
     let frames = folded.sink;
-    drop(progress);
     let threads = frames.threads();
     let folding = frames.finish(&loaded).with_context(cannot)?;
-    output.commit().with_context(cannot)?;
+    commit(outputs).with_context(cannot)?;
     if !args.common.quiet {
-        eprintln!("ptflow: {} slices of {threads} threads in {}", folding.slices, args.output.display());
+        let slices = folding.slices;
+        let files = match &paths[..] {
+            [path] => path.display().to_string(),
+            [first, .., last] => {
+                format!("{} parts, {} to {}", paths.len(), first.display(), last.display())
+            }
+            [] => String::new(),
+        };
+        eprintln!("ptflow: {slices} slices of {threads} threads in {files}");
         if let Some(said) = folding.in_words() {
             eprintln!("ptflow: {said} (--full keeps all)");
         }
@@ -103,14 +135,27 @@ pub fn write_frames<'n>(
 ) -> anyhow::Result<u64> {
     let cannot = || format!("cannot write {}", path.display());
     let (format, gzip) = format_of(path)?;
-    let output = SharedOutput(Rc::new(RefCell::new(Output::create(path).with_context(cannot)?)));
+    let output = SharedOutput::create(path).with_context(cannot)?;
     let limits = Limits { slices: Some(MAX_SLICES), min_ns: 0, depth: None };
     let timeline = timeline(format, gzip.then_some(NonZeroUsize::MIN), output.clone());
     let timeline = Budget::new(timeline, limits);
     let frames = Frames::new(loaded, functions, timeline, false).and_then(find).with_context(cannot)?;
     let slices = frames.finish(loaded).with_context(cannot)?.slices;
-    output.commit().with_context(cannot)?;
+    commit(vec![output]).with_context(cannot)?;
     Ok(slices)
+}
+
+/// What the files of a timeline in parts are called: `out.2-of-5.pftrace`. The set's size is in every name, so that a set
+/// of another size beside it is not taken for more of it.
+fn part_paths(path: &Path, parts: u16) -> anyhow::Result<Vec<PathBuf>> {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let Some(at) = name.strip_suffix(".gz").unwrap_or(&name).rfind('.') else {
+        return Err(Usage("--split writes files: name them with -o, as out.pftrace.gz".to_owned()).into());
+    };
+    let (stem, ending) = name.split_at(at);
+    let digits = parts.to_string().len();
+    let named = |part| path.with_file_name(format!("{stem}.{part:0digits$}-of-{parts}{ending}"));
+    Ok((1..=parts).map(named).collect())
 }
 
 /// The format that a file's name asks for, and whether it is to be compressed.
@@ -170,13 +215,18 @@ fn timeline(format: Format, gzip: Option<NonZeroUsize>, output: SharedOutput) ->
 struct SharedOutput(Rc<RefCell<Output>>);
 
 impl SharedOutput {
-    /// Gives the file its name; the format's writer is gone by now.
-    fn commit(self) -> io::Result<()> {
-        match Rc::try_unwrap(self.0) {
-            Ok(output) => output.into_inner().commit(),
-            Err(_) => Err(io::Error::other("the output is still being written")),
-        }
+    fn create(path: &Path) -> io::Result<Self> {
+        Ok(Self(Rc::new(RefCell::new(Output::create(path)?))))
     }
+}
+
+/// Gives the files their names; the formats' writers are gone by now.
+fn commit(outputs: Vec<SharedOutput>) -> io::Result<()> {
+    let written = outputs.into_iter().map(|output| match Rc::try_unwrap(output.0) {
+        Ok(output) => Ok(output.into_inner()),
+        Err(_) => Err(io::Error::other("the output is still being written")),
+    });
+    output::commit_all(written.collect::<io::Result<_>>()?)
 }
 
 impl Write for SharedOutput {
