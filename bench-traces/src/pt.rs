@@ -5,6 +5,7 @@
 //! PSB+ comes every so many bytes and empties the return stack and the last IP.
 
 use crate::options::{IpForm, PtOptions, TntForm, machine};
+use crate::synth::stretch::{Part, Step, Stretch};
 use ptflow_decoder::packet::encoder::encode;
 use ptflow_decoder::packet::{ExecMode, IpBytes, IpPayload, LastIp, Packet, TntBits};
 
@@ -129,6 +130,15 @@ impl PtEncoder {
         encode(&packet, &mut self.out);
     }
 
+    /// The low bytes of a word.
+    #[inline]
+    fn put_word(&mut self, word: u64, len: usize) {
+        // A copy of fixed size and a cut are one store each.
+        let start = self.out.len();
+        self.out.extend_from_slice(&word.to_le_bytes());
+        self.out.truncate(start + len);
+    }
+
     /// A CYC for a packet of the given time, where CYC packets are on and due.
     #[inline]
     fn cyc(&mut self, at: u64) {
@@ -217,6 +227,90 @@ impl PtEncoder {
             self.flush();
             self.turn += 1;
         }
+    }
+
+    /// [`Self::stretch`] can send it: the packets are of the forms that it writes, and no PSB falls into it.
+    #[inline]
+    pub fn is_plain(&self, stretch: &Stretch) -> bool {
+        let options = &self.options;
+        self.sent + self.out.len() as u64 + u64::from(stretch.bytes) < self.next_psb
+            && self.depth + usize::from(stretch.deepest) <= RETURN_STACK
+            && !(options.cyc || options.defer_tips || options.noretcomp && stretch.inner_returns > 0)
+            && options.tnt == TntForm::Short
+            && options.ip == IpForm::Shortest
+            && !self.overflowing
+    }
+
+    /// What a [plain](Self::is_plain) stretch sends, but for its open calls and the return at its end.
+    #[inline]
+    pub fn stretch(&mut self, stretch: &Stretch, parts: &[Part], steps: &[Step]) {
+        self.out.reserve(usize::from(stretch.bytes) + 16);
+        let end = self.cycles + u64::from(stretch.cycles);
+        if end < self.next_mtc {
+            parts.iter().for_each(|part| self.part(part));
+            self.plain_outcomes(stretch.last.bits, stretch.last.count);
+        } else {
+            self.stretch_with_mtcs(&stretch.last, parts, steps);
+        }
+        self.cycles = end;
+        self.compressed_returns += u64::from(stretch.inner_returns);
+    }
+
+    /// The crystal clock ticks within the stretch.
+    #[inline(never)]
+    fn stretch_with_mtcs(&mut self, last: &Part, parts: &[Part], mut steps: &[Step]) {
+        let (start, mut part, mut sent) = (self.cycles, 0, 0);
+        let rest = |part: &Part, sent: u32| Part {
+            bits: part.bits & ((1 << (part.count - sent)) - 1),
+            count: part.count - sent,
+            ..*part
+        };
+        // The block during which it ticks: its branch comes later.
+        while let Some(at) = steps.iter().position(|step| start + u64::from(step.cycles) >= self.next_mtc) {
+            let step = &steps[at];
+            while part < usize::from(step.part) {
+                self.part(&rest(&parts[part], sent));
+                (part, sent) = (part + 1, 0);
+            }
+            let head = rest(parts.get(part).unwrap_or(last), sent);
+            let count = u32::from(step.outcomes) - sent;
+            self.plain_outcomes(head.bits >> (head.count - count), count);
+            sent += count;
+            self.cycles = start + u64::from(step.cycles);
+            self.mtc_due();
+            steps = &steps[at..];
+        }
+        for part in &parts[part..] {
+            self.part(&rest(part, sent));
+            sent = 0;
+        }
+        let last = rest(last, sent);
+        self.plain_outcomes(last.bits, last.count);
+    }
+
+    /// Outcomes and the target behind them.
+    #[inline]
+    fn part(&mut self, part: &Part) {
+        self.plain_outcomes(part.bits, part.count);
+        let is_cut = self.count > 0;
+        self.put_word((1 << self.count | self.outcomes) << 1, usize::from(is_cut));
+        let (word, len) = tip(IpPayload::compress(self.last_ip, part.target));
+        self.put_word(word, len);
+        self.last_ip = LastIp(part.target);
+        self.packets += 1 + u64::from(is_cut);
+        (self.outcomes, self.count) = (0, 0);
+    }
+
+    /// Many outcomes in short TNTs.
+    #[inline]
+    fn plain_outcomes(&mut self, bits: u64, count: u32) {
+        let (bits, count) = (self.outcomes << count | bits, u32::from(self.count) + count);
+        let (full, rest) = (count / 6, count % 6);
+        debug_assert!(full <= 8, "{count} outcomes");
+        self.put_word(full_tnts(bits, count), full as usize);
+        self.packets += u64::from(full);
+        self.outcomes = bits & ((1 << rest) - 1);
+        self.count = rest as u8;
     }
 
     /// A conditional branch.
@@ -513,4 +607,22 @@ impl PtEncoder {
             self.put(Packet::Tma { ctc: (tsc / per_tick) as u16, fast: (tsc % per_tick) as u16 });
         }
     }
+}
+
+/// Short TNT packets of six outcomes, as many as `count` outcomes fill, at most eight: the oldest outcomes first.
+#[inline]
+fn full_tnts(bits: u64, count: u32) -> u64 {
+    // 48 bits, the oldest at the top, are halved until each byte has six of them.
+    let mut word = bits << (63 - count) << 1 >> 16;
+    word = (word & 0xffff_ff00_0000) << 8 | word & 0xff_ffff;
+    word = (word & 0x00ff_f000_00ff_f000) << 4 | word & 0x0000_0fff_0000_0fff;
+    word = (word & 0x0fc0_0fc0_0fc0_0fc0) << 2 | word & 0x003f_003f_003f_003f;
+    // Bit 0 is clear, and the stop bit stands above the outcomes.
+    (word << 1 | 0x8080_8080_8080_8080).swap_bytes()
+}
+
+/// A TIP of an address that is not compressed to eight bytes, and its length.
+#[inline]
+fn tip(payload: IpPayload) -> (u64, usize) {
+    (u64::from(0x0d | payload.form.code() << 5) | payload.raw << 8, 1 + payload.form.payload_len())
 }

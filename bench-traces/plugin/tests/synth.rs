@@ -32,6 +32,36 @@ fn in_every_form_of_trace() {
 }
 
 #[test]
+fn stretches_send_what_their_blocks_would() {
+    let base = PtOptions::default();
+    let variants = [
+        base,
+        PtOptions { no_tsc: true, ..base },
+        PtOptions { mtc_period: 0, psb_period: 0, ..base },
+        PtOptions { noretcomp: true, no_mtc: true, ..base },
+    ];
+    for (seed, options) in variants.into_iter().enumerate() {
+        // A log wants every block, one by one, and each outcome on its own.
+        let [whole, blocks] = [false, true].map(|log| {
+            synthesize(&[PERL], 400_000, |args| {
+                (args.log, args.options, args.seed, args.threads) = (log, options, seed as u64, 2);
+            })
+            .0
+        });
+        for name in ["perf.data", "truth.edges", "totals.json"] {
+            let bytes = [&whole, &blocks].map(|walk| std::fs::read(walk.folder().join(name)).expect("there"));
+            assert!(bytes[0] == bytes[1], "{name}, {options:?}");
+        }
+        blocks.check();
+    }
+}
+
+#[test]
+fn decided_anew() {
+    synthesize(&[BASH], 150_000, |args| args.afresh = true).0.check();
+}
+
+#[test]
 fn threads_files_and_behaviour() {
     let walk = synthesize(&[BASH, PERL], 300_000, |args| {
         (args.threads, args.first) = (7, 60);

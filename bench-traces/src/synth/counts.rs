@@ -2,6 +2,7 @@
 
 use super::blocks::{Block, End};
 use super::program::Program;
+use super::stretch::Stretches;
 use crate::truth::Rows;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ const RECENT: usize = 1 << 14;
 pub struct AtNode {
     /// How often its direct branch fell through, and how often it was taken.
     pub direct: [u64; 2],
-    /// Executions of the current thread since the branch's pattern began.
+    /// Executions since the branch's pattern began.
     pub turn: u32,
 }
 
@@ -28,6 +29,8 @@ pub struct Counts {
     /// Resumptions and interruptions of tracing, by address.
     resumes: BTreeMap<u64, u64>,
     stops: BTreeMap<u64, u64>,
+    /// What is walked again, with its counts; `None`: every block is decided anew.
+    pub(super) stretches: Option<Stretches>,
 }
 
 fn key(node: u32, target: u32) -> u64 {
@@ -43,12 +46,30 @@ impl Counts {
             indirect: FxHashMap::default(),
             resumes: BTreeMap::new(),
             stops: BTreeMap::new(),
+            stretches: None,
         }
     }
 
-    /// Another thread begins: its patterns do.
-    pub fn begin_thread(&mut self) {
-        self.nodes.iter_mut().for_each(|node| node.turn = 0);
+    /// Stretches are walked again ([`super::stretch`]).
+    pub fn with_stretches(self, program: &Program) -> Self {
+        Self { stretches: Some(Stretches::new(program)), ..self }
+    }
+
+    /// Adds what stretches were walked to the blocks' counts. Nothing is walked afterwards.
+    pub fn settle(&mut self, program: &Program) {
+        let Some(stretches) = self.stretches.take() else { return };
+        for way in stretches.walked() {
+            // Where a return at its end led to was counted each time.
+            let blocks = way.blocks() - u32::from(way.returns);
+            for (at, taken, next) in stretches.branches(way, way.end).take(blocks as usize) {
+                match program.nodes[at as usize].end {
+                    End::JmpInd | End::CallInd | End::Ret => {
+                        *self.indirect.entry(key(at, next)).or_insert(0) += way.uses;
+                    }
+                    _ => self.nodes[at as usize].direct[usize::from(taken)] += way.uses,
+                }
+            }
+        }
     }
 
     /// A node's own.

@@ -11,6 +11,7 @@ pub mod elf;
 pub mod made_up;
 pub mod program;
 mod rng;
+pub mod stretch;
 pub mod walker;
 
 use crate::log::{self, LogWriter};
@@ -83,6 +84,9 @@ pub struct SynthArgs {
     /// Targets of an indirect branch: the first is taken in half of the cases, the next in a quarter, and so on
     #[arg(long, default_value_t = 4, value_name = "N")]
     pub targets: u8,
+    /// Decide every branch anew: nothing is walked again in stretches, which is some four times as slow
+    #[arg(long)]
+    pub afresh: bool,
     /// Write DIR/truth.TID.log too: every transfer of each thread in order
     #[arg(long)]
     pub log: bool,
@@ -110,6 +114,7 @@ impl SynthArgs {
             trips: 12,
             random: 10,
             targets: 4,
+            afresh: false,
             log: false,
             options: PtOptions::default(),
             files,
@@ -258,7 +263,7 @@ fn write_capture(
 ) -> anyhow::Result<(Vec<Counts>, Vec<Totals>)> {
     let mut writer = open(args, codes)?;
     let side_by_side = SIDE_BY_SIDE.min(args.threads as usize);
-    let mut counts: Vec<Counts> = (0..side_by_side).map(|_| Counts::new(program)).collect();
+    let mut counts: Vec<Counts> = (0..side_by_side).map(|_| new_counts(args, program)).collect();
     let mut running: Vec<Option<Stream<'_>>> = (0..side_by_side).map(|_| None).collect();
     let mut threads = Vec::with_capacity(args.threads as usize);
     let mut to_start = 0..args.threads;
@@ -307,8 +312,14 @@ fn write_capture(
         }
     }
     writer.finish()?;
+    counts.iter_mut().for_each(|counts| counts.settle(program));
     threads.sort_unstable_by_key(|thread| thread.tid);
     Ok((counts, threads))
+}
+
+fn new_counts(args: &SynthArgs, program: &Program) -> Counts {
+    let counts = Counts::new(program);
+    if args.afresh { counts } else { counts.with_stretches(program) }
 }
 
 /// A thread begins.

@@ -44,6 +44,24 @@ pub struct Node {
     pub usual: bool,
     /// The way home.
     pub home: bool,
+    /// A loop of more rounds than a stretch should hold ([`super::stretch`]).
+    pub is_long_loop: bool,
+}
+
+impl Node {
+    /// A call, but not of the next instruction, which only asks where it is.
+    pub fn calls(&self) -> bool {
+        self.end == End::CallInd || self.end == End::Call && self.taken != self.fall
+    }
+
+    /// What its branch does is decided by chance each time.
+    pub fn goes_by_chance(&self) -> bool {
+        match self.end {
+            End::Jcc => self.period == 0 && !matches!(self.chance, 0 | 256),
+            End::JmpInd | End::CallInd => self.period == 0 && self.chance > 1,
+            _ => false,
+        }
+    }
 }
 
 /// All code that can be walked, and how it behaves.
@@ -59,6 +77,8 @@ pub struct Program {
     pub entries: Vec<u32>,
 }
 
+/// Rounds of a loop that is long.
+const LONG: u32 = 32;
 /// No way home.
 const NEVER: u32 = 1 << 24;
 
@@ -92,6 +112,7 @@ impl Program {
                 end: block.end,
                 usual: false,
                 home: false,
+                is_long_loop: false,
             })
             .collect();
         let (mut targets, calls_out) = case_targets(&blocks, &mut nodes, stubs, behaviour, &mut rng);
@@ -227,6 +248,7 @@ fn behave(node: &mut Node, block: &Block, costs: [u32; 2], behaviour: Behaviour,
         // A loop: its trip counts spread around the mean.
         let trips = 1 + rng.below(2 * u64::from(behaviour.trips.max(1))) as u32;
         (node.usual, node.period) = (true, trips);
+        node.is_long_loop = trips > LONG;
         if by_chance {
             (node.period, node.chance) = (0, 256 - (256 / trips.max(2)) as u16);
         }

@@ -1,9 +1,12 @@
 //! The walk of one thread: a seeded way through the program, to packets on one side and to counts on the other.
+//!
+//! Block by block ([`Walker::step`]), or many at once where they were walked before ([`super::stretch`]).
 
 use super::blocks::End;
 use super::counts::Counts;
 use super::program::{Node, Program};
 use super::rng::Rng;
+use super::stretch::Stretches;
 use crate::log::{Entry, LogWriter};
 use crate::options::PtOptions;
 use crate::pt::PtEncoder;
@@ -13,8 +16,10 @@ use std::io::{self, BufWriter};
 
 /// Steps between two looks at how long the walk has been at what it does.
 const BATCH: u32 = 256;
-/// After so many batches in one function, which may be stuck in a circle, the walk goes to its end.
-const PATIENCE: u32 = 16;
+/// After so many branches in one function, which may be stuck in a circle, the walk goes to its end.
+const PATIENCE: u32 = 16 * BATCH;
+/// Stretches between two looks at how much was sent.
+const STRETCHES: u32 = 16;
 
 /// Branches below one function that nobody called, before the walk goes to another one, unless it is told otherwise.
 pub const ERRAND: u32 = 1 << 17;
@@ -34,9 +39,9 @@ pub struct Walker<'p> {
     depth: usize,
     /// The walk goes home until the stack is not deeper than this.
     home: Option<usize>,
-    batches_in_function: u32,
-    batches_in_errand: u32,
-    /// After so many batches below one function that nobody called, the walk goes back and begins with another one.
+    in_function: u32,
+    in_errand: u32,
+    /// After so many branches below one function that nobody called, the walk goes back and begins with another one.
     errand: u32,
     /// Instructions executed.
     pub instructions: u64,
@@ -60,9 +65,9 @@ impl<'p> Walker<'p> {
             stack: Vec::new(),
             depth: depth.max(1),
             home: None,
-            batches_in_function: 0,
-            batches_in_errand: 0,
-            errand: ERRAND / BATCH,
+            in_function: 0,
+            in_errand: 0,
+            errand: ERRAND,
             instructions: 0,
             log,
         }
@@ -70,12 +75,11 @@ impl<'p> Walker<'p> {
 
     /// Goes elsewhere after about so many branches.
     pub fn with_errand(self, branches: u32) -> Self {
-        Self { errand: branches / BATCH, ..self }
+        Self { errand: branches, ..self }
     }
 
     /// Tracing begins.
     pub fn start(&mut self, counts: &mut Counts) -> io::Result<()> {
-        counts.begin_thread();
         self.at = self.errand();
         let at = self.node(self.at).start;
         self.pt.enable(at);
@@ -85,20 +89,91 @@ impl<'p> Walker<'p> {
 
     /// Walks until so many bytes of trace are pending.
     pub fn walk(&mut self, counts: &mut Counts, bytes: usize) -> io::Result<()> {
-        while self.pt.pending() < bytes {
-            if self.log.is_some() {
-                (0..BATCH).try_for_each(|_| self.step::<true>(counts))?;
-            } else {
-                (0..BATCH).try_for_each(|_| self.step::<false>(counts))?;
+        let mut stretches = counts.stretches.take();
+        let mut walk = || {
+            while self.pt.pending() < bytes {
+                match (&mut stretches, self.log.is_some()) {
+                    (Some(stretches), true) => {
+                        (0..STRETCHES).try_for_each(|_| self.stretch::<true>(counts, stretches))?;
+                    }
+                    (Some(stretches), false) => {
+                        (0..STRETCHES).try_for_each(|_| self.stretch::<false>(counts, stretches))?;
+                    }
+                    (None, true) => self.batch::<true>(counts)?,
+                    (None, false) => self.batch::<false>(counts)?,
+                }
             }
-            self.batches_in_function += 1;
-            self.batches_in_errand += 1;
-            if self.batches_in_errand > self.errand {
-                self.home = Some(0);
-            } else if self.batches_in_function > PATIENCE && self.home.is_none() {
-                self.home = Some(self.stack.len().saturating_sub(1));
-            }
+            Ok(())
+        };
+        let result = walk();
+        counts.stretches = stretches;
+        result
+    }
+
+    fn batch<const LOG: bool>(&mut self, counts: &mut Counts) -> io::Result<()> {
+        (0..BATCH).try_for_each(|_| self.step::<LOG>(counts))?;
+        self.walked(BATCH);
+        Ok(())
+    }
+
+    /// Looks at how long the walk has been at what it does, so many blocks later.
+    #[inline]
+    fn walked(&mut self, blocks: u32) {
+        self.in_function += blocks;
+        self.in_errand += blocks;
+        if self.in_errand > self.errand {
+            self.home = Some(0);
+        } else if self.in_function > PATIENCE && self.home.is_none() {
+            self.home = Some(self.stack.len().saturating_sub(1));
         }
+    }
+
+    /// Many blocks at once, or one.
+    #[inline]
+    fn stretch<const LOG: bool>(&mut self, counts: &mut Counts, stretches: &mut Stretches) -> io::Result<()> {
+        let (program, from, goes_home) = (self.program, self.at, self.home.is_some());
+        let chance = self.rng.next();
+        let way = stretches.choose(program, from, goes_home, chance, |at| self.draw(at, counts));
+        let Some(way) = way else {
+            self.walked(1);
+            return self.step::<LOG>(counts);
+        };
+        if !goes_home && self.stack.len() + usize::from(way.deepest) >= self.depth {
+            self.home = Some(self.depth / 2);
+            return Ok(());
+        }
+        way.uses += 1;
+        let way = *way;
+        let mut end = way.end;
+        if way.returns {
+            end = self.ret();
+            counts.indirect(way.end, end);
+        }
+        if !LOG && self.pt.is_plain(&way) {
+            self.instructions += u64::from(way.insns);
+            self.pt.stretch(&way, stretches.parts(&way), stretches.steps(&way));
+            let start = |node: u32| program.nodes[node as usize].start;
+            for node in stretches.calls(&way) {
+                self.pt.call(start(*node));
+                self.stack.push(*node);
+            }
+            if way.returns {
+                self.pt.ret(start(end));
+            }
+        } else {
+            for (at, taken, next) in stretches.branches(&way, end) {
+                self.send(at, taken, next);
+                if LOG {
+                    self.note_block(at, taken, next)?;
+                }
+            }
+            self.stack.extend(stretches.calls(&way));
+        }
+        self.at = end;
+        if !way.is_flat {
+            self.in_function = 0;
+        }
+        self.walked(way.blocks());
         Ok(())
     }
 
@@ -119,7 +194,7 @@ impl<'p> Walker<'p> {
 
     /// Where to begin when the stack is empty: at some functions far more often than at others.
     fn errand(&mut self) -> u32 {
-        self.batches_in_errand = 0;
+        self.in_errand = 0;
         let entries = &self.program.entries;
         let part = (self.rng.next() >> 11) as f64 / (1u64 << 53) as f64;
         entries[((part * part * part) * entries.len() as f64) as usize]
@@ -130,70 +205,59 @@ impl<'p> Walker<'p> {
     fn step<const LOG: bool>(&mut self, counts: &mut Counts) -> io::Result<()> {
         let at = self.at;
         let node = self.node(at);
+        let (taken, next) = match node.end {
+            End::Ret => (true, self.ret()),
+            End::Dead => {
+                let message = format!("the walk entered code that it cannot leave, at {:#x}", node.start);
+                return Err(io::Error::other(message));
+            }
+            _ => self.draw(at, counts),
+        };
+        match node.end {
+            End::JmpInd | End::CallInd | End::Ret => counts.indirect(at, next),
+            _ => counts.at(at).direct[usize::from(taken)] += 1,
+        }
+        self.send(at, taken, next);
+        if node.calls() {
+            self.call(node.fall);
+        }
+        self.at = next;
+        if LOG { self.note_block(at, taken, next) } else { Ok(()) }
+    }
+
+    /// Whether a block's branch, which is no return, is taken, and the node that follows.
+    #[inline]
+    fn draw(&mut self, at: u32, counts: &mut Counts) -> (bool, u32) {
+        let node = self.node(at);
+        match node.end {
+            End::Jcc => {
+                let taken = self.decide(node, &mut counts.at(at).turn);
+                (taken, if taken { node.taken } else { node.fall })
+            }
+            End::JmpInd | End::CallInd => (true, self.pick(node, &mut counts.at(at).turn)),
+            _ => (true, node.taken),
+        }
+    }
+
+    /// The block's packets.
+    #[inline]
+    fn send(&mut self, at: u32, taken: bool, next: u32) {
+        let program = self.program;
+        let start = |node: u32| program.nodes[node as usize].start;
+        let node = &program.nodes[at as usize];
         self.pt.psb_if_due(node.start);
         self.pt.pass(u64::from(node.cycles));
         self.pt.tick();
         self.instructions += u64::from(node.insns);
         match node.end {
-            End::Jcc => {
-                let counter = counts.at(at);
-                let taken = self.decide(node, &mut counter.turn);
-                counter.direct[usize::from(taken)] += 1;
-                self.pt.jcc(taken);
-                self.at = if taken { node.taken } else { node.fall };
-                if LOG {
-                    self.note_direct(at, taken)?;
-                }
-            }
-            End::Jmp => {
-                counts.at(at).direct[1] += 1;
-                self.at = node.taken;
-                if LOG {
-                    self.note_direct(at, true)?;
-                }
-            }
-            End::Call => {
-                counts.at(at).direct[1] += 1;
-                self.at = node.taken;
-                // A call of the next instruction only asks where it is.
-                if node.taken != node.fall {
-                    self.call(node.fall);
-                }
-                if LOG {
-                    self.note_direct(at, true)?;
-                }
-            }
-            End::JmpInd | End::CallInd | End::Ret => {
-                self.at = match node.end {
-                    End::Ret => self.ret(),
-                    _ => self.pick(node, &mut counts.at(at).turn),
-                };
-                counts.indirect(at, self.at);
-                let target = self.node(self.at).start;
-                match node.end {
-                    End::Ret => self.pt.ret(target),
-                    End::JmpInd => self.pt.indirect(target),
-                    _ => {
-                        self.pt.indirect(target);
-                        self.call(node.fall);
-                    }
-                }
-                if LOG {
-                    let kind = match node.end {
-                        End::Ret => EdgeKind::Ret,
-                        End::JmpInd => EdgeKind::JmpInd,
-                        _ => EdgeKind::CallInd,
-                    };
-                    let from = self.program.blocks[at as usize].last;
-                    self.note(kind, Some(from), Some(target), true)?;
-                }
-            }
-            End::Dead => {
-                let message = format!("the walk entered code that it cannot leave, at {:#x}", node.start);
-                return Err(io::Error::other(message));
-            }
+            End::Jcc => self.pt.jcc(taken),
+            End::JmpInd | End::CallInd => self.pt.indirect(start(next)),
+            End::Ret => self.pt.ret(start(next)),
+            End::Jmp | End::Call | End::Dead => {}
         }
-        Ok(())
+        if node.calls() {
+            self.pt.call(start(node.fall));
+        }
     }
 
     #[inline]
@@ -231,9 +295,8 @@ impl<'p> Walker<'p> {
 
     #[inline]
     fn call(&mut self, returns_to: u32) {
-        self.pt.call(self.node(returns_to).start);
         self.stack.push(returns_to);
-        self.batches_in_function = 0;
+        self.in_function = 0;
         if self.stack.len() >= self.depth && self.home.is_none() {
             self.home = Some(self.depth / 2);
         }
@@ -241,7 +304,7 @@ impl<'p> Walker<'p> {
 
     #[inline]
     fn ret(&mut self) -> u32 {
-        self.batches_in_function = 0;
+        self.in_function = 0;
         let to = self.stack.pop();
         if self.home.is_some_and(|home| self.stack.len() <= home) {
             self.home = None;
@@ -250,14 +313,17 @@ impl<'p> Walker<'p> {
     }
 
     #[cold]
-    fn note_direct(&mut self, at: u32, taken: bool) -> io::Result<()> {
+    fn note_block(&mut self, at: u32, taken: bool, next: u32) -> io::Result<()> {
         let block = &self.program.blocks[at as usize];
-        let kind = match block.end {
-            End::Jcc => EdgeKind::Jcc,
-            End::Jmp => EdgeKind::Jmp,
-            _ => EdgeKind::Call,
+        let (kind, target) = match block.end {
+            End::Jcc => (EdgeKind::Jcc, block.target),
+            End::Jmp => (EdgeKind::Jmp, block.target),
+            End::Call => (EdgeKind::Call, block.target),
+            End::Ret => (EdgeKind::Ret, self.node(next).start),
+            End::JmpInd => (EdgeKind::JmpInd, self.node(next).start),
+            End::CallInd | End::Dead => (EdgeKind::CallInd, self.node(next).start),
         };
-        self.note(kind, Some(block.last), Some(block.target), taken)
+        self.note(kind, Some(block.last), Some(target), taken)
     }
 
     fn note(&mut self, kind: EdgeKind, from: Option<u64>, to: Option<u64>, taken: bool) -> io::Result<()> {
