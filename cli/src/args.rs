@@ -121,6 +121,10 @@ pub struct ConvertArgs {
     /// The capture is decoded twice: where to cut shows at its end
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=100), conflicts_with = "open")]
     pub split: Option<u16>,
+    /// Every slice tells what was executed in it, with all that it called: instructions, and core cycles where CYC packets
+    /// count them
+    #[arg(long)]
+    pub args: bool,
     /// Serve the timeline on this machine when it is written, and print the address that opens it in Perfetto's UI
     #[arg(long)]
     pub open: bool,

@@ -9,7 +9,7 @@ use ptflow_decoder::ledger::LossReason;
 use ptflow_decoder::profile::CodeAddr;
 use ptflow_decoder::units::{ImageId, Ns};
 use ptflow_exporters::budget::{Budget, Folding};
-use ptflow_exporters::timeline::{Category, Name, Track};
+use ptflow_exporters::timeline::{Category, Name, Track, Work};
 use ptflow_perf_import::symbols::FunctionNames;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
@@ -35,6 +35,17 @@ pub struct Frames<'n> {
     counters: Option<Vec<Counters>>,
     /// The first and last time of each stack.
     seen: Vec<Option<(Ns, Ns)>>,
+    /// What each stack's thread executed so far; `None` where nobody wants to know.
+    work: Option<Vec<Executed>>,
+}
+
+/// What a stack's thread executed up to what comes next.
+#[derive(Clone, Copy, Default)]
+struct Executed {
+    sums: Work,
+    /// Since the last frame that opened or ended there was a moment up to which cycles were not told: some are missing from
+    /// the sum.
+    is_missing_cycles: bool,
 }
 
 impl<'n> Frames<'n> {
@@ -72,6 +83,7 @@ impl<'n> Frames<'n> {
             names: FxHashMap::default(),
             function_names: vec![[None; 2]; functions.len()],
             counters: None,
+            work: None,
             seen: vec![None; tracks.len()],
             gap_names: FxHashMap::default(),
             gaps: vec![None; tracks.len()],
@@ -85,6 +97,22 @@ impl<'n> Frames<'n> {
     pub fn with_counters(mut self) -> Self {
         self.counters = Some(Vec::new());
         self
+    }
+
+    /// Slices tell what was executed in them.
+    pub fn with_work(mut self) -> Self {
+        self.timeline = self.timeline.with_work();
+        self.work = Some(vec![Executed::default(); self.tracks.len()]);
+        self
+    }
+
+    /// A frame opens or ends: what was executed up to here counts for those that were open.
+    fn tell_work(&mut self, stack: usize, track: Track) {
+        let Some(executed) = self.work.as_mut().and_then(|work| work.get_mut(stack)) else { return };
+        if std::mem::take(&mut executed.is_missing_cycles) {
+            self.timeline.forget_cycles(track);
+        }
+        self.timeline.executed(track, executed.sums);
     }
 
     /// How many threads there are.
@@ -207,12 +235,14 @@ impl FrameSink for Frames<'_> {
         self.see(stream, at, is_call);
         let name = self.name(name, inferred);
         let track = self.track(stream)?;
+        self.tell_work(stream, track);
         self.timeline.begin(track, at.0, name)
     }
 
     fn close(&mut self, stream: usize, at: Ns) -> io::Result<()> {
         self.see(stream, at, false);
         let track = self.track(stream)?;
+        self.tell_work(stream, track);
         self.timeline.end(track, at.0)
     }
 
@@ -221,12 +251,26 @@ impl FrameSink for Frames<'_> {
         if let Some(counters) = self.counters(stack) {
             counters.executed(instructions);
         }
+        if let Some(executed) = self.work.as_mut().and_then(|work| work.get_mut(stack)) {
+            // Cycles are told next, if they are.
+            executed.is_missing_cycles |= executed.sums.cycles.is_none();
+            executed.sums = Work { instructions: Some(instructions), cycles: None };
+        }
+    }
+
+    fn uncounted(&mut self, stack: usize) {
+        if let Some(executed) = self.work.as_mut().and_then(|work| work.get_mut(stack)) {
+            executed.sums = Work::default();
+        }
     }
 
     #[inline]
     fn cycles(&mut self, stack: usize, cycles: u64) {
         if let Some(counters) = self.counters(stack) {
             counters.cycles(cycles);
+        }
+        if let Some(executed) = self.work.as_mut().and_then(|work| work.get_mut(stack)) {
+            executed.sums.cycles = Some(cycles);
         }
     }
 

@@ -7,7 +7,7 @@ use ptflow_exporters::depth::DepthGuard;
 use ptflow_exporters::gzip::Gzip;
 use ptflow_exporters::perfetto::PerfettoWriter;
 use ptflow_exporters::text::TextWriter;
-use ptflow_exporters::timeline::{Category, Folded, Timeline, Track};
+use ptflow_exporters::timeline::{Args, Category, Timeline, Track};
 use std::cell::Cell;
 use std::hint::black_box;
 use std::io::{self, Write};
@@ -76,7 +76,7 @@ fn write(mut timeline: Box<dyn Timeline>, steps: &[Step]) -> io::Result<()> {
             now += ns;
             match function {
                 Some(function) => timeline.begin(track, now, names[*function])?,
-                None => timeline.end(track, now, Folded::default())?,
+                None => timeline.end(track, now, Args::default())?,
             }
         }
     }

@@ -10,7 +10,7 @@
 
 use crate::depth::MAX_DEPTH;
 use crate::durations::Durations;
-use crate::timeline::{Category, Folded, Name, Timeline, Track};
+use crate::timeline::{Args, Category, Folded, Name, Timeline, Track, Work};
 use std::collections::BTreeMap;
 use std::io;
 
@@ -70,6 +70,8 @@ pub struct Budget {
     /// By number; the depth guard behind makes names of its own.
     names: Vec<Option<Named>>,
     outside: Folded,
+    /// Slices tell what was executed in them.
+    with_work: bool,
 }
 
 #[derive(Debug)]
@@ -90,6 +92,54 @@ struct Calling {
     last: u64,
     /// So many of the open slices were handed on: where the threshold is settled, no others are stored.
     begun: usize,
+    /// What was executed, if that is wanted: so far, and of each of `slices` its sum when it began or, once it has ended, its
+    /// own.
+    executed: Work,
+    work: Vec<Packed>,
+}
+
+/// [`Work`] in half the room: there is one for each slice that is stored.
+#[derive(Clone, Copy, Debug)]
+struct Packed {
+    instructions: u64,
+    cycles: u64,
+}
+
+const UNKNOWN: u64 = u64::MAX;
+
+impl From<Work> for Packed {
+    fn from(Work { instructions, cycles }: Work) -> Self {
+        Self { instructions: instructions.unwrap_or(UNKNOWN), cycles: cycles.unwrap_or(UNKNOWN) }
+    }
+}
+
+impl From<Packed> for Work {
+    fn from(packed: Packed) -> Self {
+        let known = |count: u64| (count != UNKNOWN).then_some(count);
+        Self { instructions: known(packed.instructions), cycles: known(packed.cycles) }
+    }
+}
+
+impl Calling {
+    fn work(&self, place: usize) -> Work {
+        self.work.get(place).copied().map(Work::from).unwrap_or_default()
+    }
+
+    /// The cycles of no open slice are known any more.
+    fn forget_cycles(&mut self) {
+        for place in self.open.iter().rev() {
+            match self.work.get_mut(*place) {
+                Some(work) if work.cycles != UNKNOWN => work.cycles = UNKNOWN,
+                // It was forgotten before, and so was what lies around it.
+                _ => break,
+            }
+        }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.slices.truncate(len);
+        self.work.truncate(len);
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -127,7 +177,14 @@ impl Budget {
             tracks: Vec::new(),
             names: Vec::new(),
             outside: Folded::default(),
+            with_work: false,
         }
+    }
+
+    /// Slices tell what was executed in them, as [`Self::executed`] says.
+    pub fn with_work(mut self) -> Self {
+        self.with_work = true;
+        self
     }
 
     /// The threshold will not rise: what is kept is handed on as soon as that is known.
@@ -205,6 +262,9 @@ impl Budget {
             if slice.end == OPEN || slice.duration() >= self.min_ns {
                 around.push(kept);
                 calling.slices[kept] = slice;
+                if self.with_work {
+                    calling.work[kept] = calling.work[place];
+                }
                 kept += 1;
                 continue;
             }
@@ -216,26 +276,26 @@ impl Budget {
             self.count(&slice, false);
         }
         self.stored -= (calling.slices.len() - kept) as u64;
-        calling.slices.truncate(kept);
+        calling.truncate(kept);
         // Open slices lie in each other and all of them are kept: they are at the end of nothing but their own calls.
         calling.open.clear();
         let open = calling.slices.iter().enumerate().filter(|(_, slice)| slice.end == OPEN);
         calling.open.extend(open.map(|(place, _)| place));
     }
 
-    fn write(&mut self, track: Track, slices: &[Slice]) -> io::Result<()> {
-        let mut open: Vec<&Slice> = Vec::new();
-        for slice in slices {
-            while let Some(outer) = open.pop_if(|outer| outer.level >= slice.level) {
-                self.inner.end(track, outer.end, outer.folded)?;
+    fn write(&mut self, track: Track, calling: &Calling) -> io::Result<()> {
+        let mut open: Vec<(&Slice, Args)> = Vec::new();
+        for (place, slice) in calling.slices.iter().enumerate() {
+            while let Some((outer, args)) = open.pop_if(|(outer, _)| outer.level >= slice.level) {
+                self.inner.end(track, outer.end, args)?;
             }
             self.inner.begin(track, slice.begin, slice.name)?;
             // Deeper ones are folded by the guard that stands behind.
             self.count(slice, (slice.level as usize) < MAX_DEPTH);
-            open.push(slice);
+            open.push((slice, Args { folded: slice.folded, work: calling.work(place) }));
         }
-        while let Some(outer) = open.pop() {
-            self.inner.end(track, outer.end, outer.folded)?;
+        while let Some((outer, args)) = open.pop() {
+            self.inner.end(track, outer.end, args)?;
         }
         Ok(())
     }
@@ -283,12 +343,32 @@ impl Budget {
         name
     }
 
+    /// So much was executed on a track before its next slice begins or ends; sums since some beginning. What is not known
+    /// is told of no slice that it would count for. Nothing is told unless [`Self::with_work`] asked for it.
+    pub fn executed(&mut self, track: Track, sums: Work) {
+        if self.with_work {
+            let calling = self.calling(track);
+            calling.executed = sums;
+            if sums.cycles.is_none() {
+                calling.forget_cycles();
+            }
+        }
+    }
+
+    /// Some of a track's cycles were not counted: those of the slices that are open are not known.
+    pub fn forget_cycles(&mut self, track: Track) {
+        self.calling(track).forget_cycles();
+    }
+
     /// A slice begins.
     pub fn begin(&mut self, track: Track, ns: u64, name: Name) -> io::Result<()> {
         let Limits { min_ns, depth, .. } = self.limits;
-        let is_settled = self.is_settled();
+        let (is_settled, with_work) = (self.is_settled(), self.with_work);
         let calling = self.calling(track);
         calling.last = ns;
+        if with_work {
+            calling.work.push(calling.executed.into());
+        }
         let slice =
             Slice { begin: ns, end: OPEN, name, level: calling.open.len() as u32, folded: Folded::default() };
         calling.open.push(calling.slices.len());
@@ -303,9 +383,13 @@ impl Budget {
     /// The youngest open slice ends.
     pub fn end(&mut self, track: Track, ns: u64) -> io::Result<()> {
         let (is_settled, min_ns, depth) = (self.is_settled(), self.min_ns, self.limits.depth);
+        let with_work = self.with_work;
         let calling = self.calling(track);
         let Some(place) = calling.open.pop() else { return Ok(()) };
         calling.last = ns;
+        if with_work {
+            calling.work[place] = calling.executed.since(calling.work(place)).into();
+        }
         calling.slices[place].end = ns.min(OPEN - 1);
         let slice = calling.slices[place];
         let level = slice.level as usize;
@@ -315,15 +399,16 @@ impl Budget {
         if is_kept && is_settled {
             self.begin_open(track)?;
             let calling = self.calling(track);
-            calling.slices.truncate(place);
+            let args = Args { folded: slice.folded, work: calling.work(place) };
+            calling.truncate(place);
             calling.begun = place;
             self.stored -= 1;
             self.count(&slice, level < MAX_DEPTH);
-            return self.inner.end(track, ns, slice.folded);
+            return self.inner.end(track, ns, args);
         }
         if !is_kept {
             // What it called is shorter and deeper, thus folded already: it is the last one stored.
-            calling.slices.truncate(place);
+            calling.truncate(place);
             match calling.open.last() {
                 Some(outer) => calling.slices[*outer].folded.take(&slice.folded, slice.duration(), true),
                 None => self.outside.take(&slice.folded, slice.duration(), true),
@@ -349,8 +434,8 @@ impl Budget {
             self.raise();
         }
         for index in 0..self.tracks.len() {
-            let slices = std::mem::take(&mut self.tracks[index].slices);
-            self.write(Track(index as u32), &slices)?;
+            let calling = std::mem::take(&mut self.tracks[index]);
+            self.write(Track(index as u32), &calling)?;
         }
         let (min_ns, depth) = (self.min_ns, self.limits.depth);
         let mut folding = Folding { min_ns, depth, outside: self.outside, ..Folding::default() };

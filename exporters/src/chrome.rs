@@ -8,7 +8,7 @@
 //! times are counted from an origin, which stands in `otherData`.
 
 use crate::address::push_number;
-use crate::timeline::{Category, Folded, Name, Timeline, Track};
+use crate::timeline::{Args, Category, Folded, Name, Timeline, Track};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
@@ -155,17 +155,9 @@ impl<W: Write> Timeline for ChromeWriter<W> {
         self.flush_if_full()
     }
 
-    fn end(&mut self, track: Track, ns: u64, folded: Folded) -> io::Result<()> {
+    fn end(&mut self, track: Track, ns: u64, args: Args) -> io::Result<()> {
         self.event(b'E', track, ns, None);
-        if folded.calls > 0 {
-            self.buffer.extend_from_slice(b",\"args\":{\"folded calls\":");
-            push_number(&mut self.buffer, folded.calls);
-            if folded.ns > 0 {
-                self.buffer.extend_from_slice(b",\"folded ns\":");
-                push_number(&mut self.buffer, folded.ns);
-            }
-            self.buffer.push(b'}');
-        }
+        push_args(&mut self.buffer, args);
         self.buffer.push(b'}');
         self.flush_if_full()
     }
@@ -189,6 +181,44 @@ impl<W: Write> Timeline for ChromeWriter<W> {
         self.out.write_all(&self.buffer)?;
         self.out.flush()
     }
+}
+
+/// An event's arguments, if there is something to say.
+fn push_args(out: &mut Vec<u8>, Args { folded: Folded { calls, ns }, work }: Args) {
+    let work = work.told();
+    if calls == 0 && work.is_none() {
+        return;
+    }
+    out.extend_from_slice(b",\"args\":{");
+    let mut is_first = true;
+    let mut key = |out: &mut Vec<u8>, name: &str| {
+        if !std::mem::take(&mut is_first) {
+            out.push(b',');
+        }
+        push_string(out, name);
+        out.push(b':');
+    };
+    if calls > 0 {
+        key(out, "folded calls");
+        push_number(out, calls);
+        if ns > 0 {
+            key(out, "folded ns");
+            push_number(out, ns);
+        }
+    }
+    if let Some(work) = work {
+        for (name, count) in [("instructions", work.instructions), ("cycles", work.cycles)] {
+            if let Some(count) = count {
+                key(out, name);
+                push_number(out, count);
+            }
+        }
+        if let Some(ipc) = work.ipc() {
+            key(out, "ipc");
+            out.extend_from_slice(format!("{ipc:.3}").as_bytes());
+        }
+    }
+    out.push(b'}');
 }
 
 /// Nanoseconds as microseconds with three decimals.

@@ -4,7 +4,7 @@
 //! (`kMaxDepth` in its `slice_tracker.cc`). So deeper frames are folded into one slice that says how many they are. For the
 //! same reason every slice must end: an end without a begin is dropped here, and what is open at last is closed.
 
-use crate::timeline::{Category, Folded, Name, Timeline, Track};
+use crate::timeline::{Args, Category, Folded, Name, Timeline, Track, Work};
 use std::collections::BTreeMap;
 use std::io;
 
@@ -52,13 +52,14 @@ impl DepthGuard {
         &mut self.tracks[index]
     }
 
-    fn write_deeper(&mut self, track: Track, until: u64, deeper: Deeper) -> io::Result<()> {
+    fn write_deeper(&mut self, track: Track, until: u64, deeper: Deeper, work: Work) -> io::Result<()> {
         let Deeper { since, frames, folded } = deeper;
         let inner = &mut self.inner;
         let new = || inner.name(&format!("[+{frames} deeper frames]"), Category::Folded);
         let name = *self.deeper.entry(frames).or_insert_with(new);
         self.inner.begin(track, since, name)?;
-        self.inner.end(track, until, Folded { calls: frames.saturating_add(folded.calls), ns: folded.ns })
+        let folded = Folded { calls: frames.saturating_add(folded.calls), ns: folded.ns };
+        self.inner.end(track, until, Args { folded, work })
     }
 }
 
@@ -102,19 +103,20 @@ impl Timeline for DepthGuard {
         Ok(())
     }
 
-    fn end(&mut self, track: Track, ns: u64, folded: Folded) -> io::Result<()> {
+    fn end(&mut self, track: Track, ns: u64, args: Args) -> io::Result<()> {
         let nesting = self.nesting(track);
         let Some(level) = nesting.open.checked_sub(1) else { return Ok(()) };
         nesting.open = level;
         nesting.last = ns;
         if level < MAX_DEPTH {
-            return self.inner.end(track, ns, folded);
+            return self.inner.end(track, ns, args);
         }
+        let folded = args.folded;
         let sum = &mut nesting.deeper.folded;
         sum.calls = sum.calls.saturating_add(folded.calls);
         sum.ns = sum.ns.saturating_add(folded.ns);
         let deeper = nesting.deeper;
-        if level == MAX_DEPTH { self.write_deeper(track, ns, deeper) } else { Ok(()) }
+        if level == MAX_DEPTH { self.write_deeper(track, ns, deeper, args.work) } else { Ok(()) }
     }
 
     fn metadata(&mut self, key: &str, value: &str) -> io::Result<()> {
@@ -125,7 +127,7 @@ impl Timeline for DepthGuard {
         for track in 0..self.tracks.len() {
             let Nesting { open, last, .. } = self.tracks[track];
             for _ in 0..open {
-                self.end(Track(track as u32), last, Folded::default())?;
+                self.end(Track(track as u32), last, Args::default())?;
             }
         }
         self.inner.finish()

@@ -1,9 +1,9 @@
 //! A timeline in several files, one for each stretch of time, each whole by itself.
 //!
 //! What is open when a part ends is cut: it ends there, and begins again in the next part, in the category that says so
-//! ([`Category::Continued`]). Calls that were folded into it are told of where it ends for good.
+//! ([`Category::Continued`]). What is said of it besides stands where it ends for good, and is of the whole of it.
 
-use crate::timeline::{Category, Folded, Name, Timeline, Track};
+use crate::timeline::{Args, Category, Name, Timeline, Track};
 use std::io;
 
 /// Hands each event to the part that it is of.
@@ -56,7 +56,7 @@ impl Parts {
         while on.part < to {
             let cut = self.cuts[on.part];
             for _ in &on.open {
-                self.parts[on.part].timeline.end(track, cut, Folded::default())?;
+                self.parts[on.part].timeline.end(track, cut, Args::default())?;
             }
             on.part += 1;
             let part = &mut self.parts[on.part];
@@ -136,10 +136,10 @@ impl Timeline for Parts {
         part.timeline.begin(track, ns, name)
     }
 
-    fn end(&mut self, track: Track, ns: u64, folded: Folded) -> io::Result<()> {
+    fn end(&mut self, track: Track, ns: u64, args: Args) -> io::Result<()> {
         self.advance(track, self.ends_in(ns))?;
         self.tracks[track.0 as usize].open.pop();
-        self.part_of(track).timeline.end(track, ns, folded)
+        self.part_of(track).timeline.end(track, ns, args)
     }
 
     fn metadata(&mut self, key: &str, value: &str) -> io::Result<()> {

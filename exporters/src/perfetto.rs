@@ -11,7 +11,7 @@
 //! time is a delta of one to three bytes; and with defaults, so that events need to name neither clock nor track. Names
 //! are interned in the sequence on first use.
 
-use crate::timeline::{Category, Folded, Name, Timeline, Track};
+use crate::timeline::{Args, Category, Name, Timeline, Track};
 use std::io::{self, Write};
 
 mod field {
@@ -54,6 +54,8 @@ struct Sequence {
     last: Option<u64>,
     /// Which names were interned.
     known: Vec<u64>,
+    /// Which of [`ANNOTATIONS`] were.
+    annotations: u8,
 }
 
 /// Writes a `.pftrace`.
@@ -111,7 +113,7 @@ impl<W: Write> PerfettoWriter<W> {
     }
 
     fn track(&mut self, uuid: u64) -> Track {
-        self.sequences.push(Sequence { uuid, last: None, known: Vec::new() });
+        self.sequences.push(Sequence { uuid, last: None, known: Vec::new(), annotations: 0 });
         Track(self.sequences.len() as u32 - 1)
     }
 
@@ -276,24 +278,39 @@ impl<W: Write> Timeline for PerfettoWriter<W> {
         result
     }
 
-    fn end(&mut self, track: Track, ns: u64, folded: Folded) -> io::Result<()> {
+    fn end(&mut self, track: Track, ns: u64, args: Args) -> io::Result<()> {
         let delta = self.delta(track, ns)?;
         let mut event = Small::default();
         event.field(field::event::TYPE, END);
-        if folded.calls == 0 {
+        if args == Args::default() {
             return self.event(track, delta, event.bytes(), &[]);
         }
-        // DebugAnnotation { name, uint_value }.
         let mut with = event.bytes().to_vec();
-        for (name, value) in [("folded calls", folded.calls), ("folded ns", folded.ns)] {
-            if value > 0 {
-                let mut annotation = Vec::new();
-                bytes(&mut annotation, 10, name.as_bytes());
-                varint_field(&mut annotation, 3, value);
-                bytes(&mut with, field::event::DEBUG_ANNOTATIONS, &annotation);
+        let known = &mut self.sequences[track.0 as usize].annotations;
+        let mut names = Vec::new();
+        for (index, value) in annotations(args).into_iter().enumerate() {
+            let Some(value) = value else { continue };
+            if *known & (1 << index) == 0 {
+                *known |= 1 << index;
+                let mut name = Vec::new();
+                varint_field(&mut name, 1, index as u64 + 1);
+                bytes(&mut name, 2, ANNOTATIONS[index].as_bytes());
+                bytes(&mut names, 3, &name);
             }
+            // DebugAnnotation { name_iid, uint_value or double_value }.
+            let mut annotation = Small::default();
+            annotation.field(1, index as u64 + 1);
+            match value {
+                Value::Count(count) => annotation.field(3, count),
+                Value::Ratio(ratio) => annotation.double(5, ratio),
+            }
+            bytes(&mut with, field::event::DEBUG_ANNOTATIONS, annotation.bytes());
         }
-        self.event(track, delta, &with, &[])
+        let mut interned = Vec::new();
+        if !names.is_empty() {
+            bytes(&mut interned, field::packet::INTERNED_DATA, &names);
+        }
+        self.event(track, delta, &with, &interned)
     }
 
     fn metadata(&mut self, key: &str, value: &str) -> io::Result<()> {
@@ -320,6 +337,27 @@ impl<W: Write> Timeline for PerfettoWriter<W> {
         self.out.write_all(&self.buffer)?;
         self.out.flush()
     }
+}
+
+/// Names of debug annotations.
+const ANNOTATIONS: [&str; 5] = ["folded calls", "folded ns", "instructions", "cycles", "ipc"];
+
+#[derive(Clone, Copy)]
+enum Value {
+    Count(u64),
+    Ratio(f64),
+}
+
+/// A slice's annotations, in the order of their names.
+fn annotations(Args { folded, work }: Args) -> [Option<Value>; ANNOTATIONS.len()] {
+    let count = |count: u64| (count > 0).then_some(Value::Count(count));
+    let [instructions, cycles, ipc] = match work.told() {
+        Some(work) => {
+            [work.instructions.map(Value::Count), work.cycles.map(Value::Count), work.ipc().map(Value::Ratio)]
+        }
+        None => [None; 3],
+    };
+    [count(folded.calls), count(folded.ns), instructions, cycles, ipc]
 }
 
 const CATEGORIES: [Category; 7] = [
@@ -352,6 +390,12 @@ impl Small {
     fn field(&mut self, field: u32, value: u64) {
         self.put(u64::from(field << 3));
         self.put(value);
+    }
+
+    fn double(&mut self, field: u32, value: f64) {
+        self.put(u64::from(field << 3 | 1));
+        self.bytes[self.len..self.len + 8].copy_from_slice(&value.to_le_bytes());
+        self.len += 8;
     }
 
     fn put(&mut self, mut value: u64) {

@@ -6,7 +6,7 @@
 //! thousandths of a part.
 
 use crate::durations::{BINS, Durations, bin};
-use crate::timeline::{Category, Folded, Name, Timeline, Track};
+use crate::timeline::{Args, Category, Name, Timeline, Track};
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
@@ -158,7 +158,7 @@ impl Timeline for Survey {
         Ok(())
     }
 
-    fn end(&mut self, track: Track, ns: u64, _: Folded) -> io::Result<()> {
+    fn end(&mut self, track: Track, ns: u64, _: Args) -> io::Result<()> {
         if let Some((begin, is_hole)) = self.tracks[track.0 as usize].pop() {
             self.seen.borrow_mut().add(begin, ns, is_hole);
         }

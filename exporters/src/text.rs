@@ -6,7 +6,7 @@
 //!        13.002 us  1234  } handle_request 0.657 us
 //! ```
 
-use crate::timeline::{Category, Folded, Name, Timeline, Track};
+use crate::timeline::{Args, Category, Folded, Name, Timeline, Track, Work};
 use std::io::{self, Write};
 
 struct Thread {
@@ -100,18 +100,14 @@ impl<W: Write> Timeline for TextWriter<W> {
         Ok(())
     }
 
-    fn end(&mut self, track: Track, ns: u64, folded: Folded) -> io::Result<()> {
+    fn end(&mut self, track: Track, ns: u64, args: Args) -> io::Result<()> {
         let thread = &mut self.threads[track.0 as usize];
         let leaf = std::mem::take(&mut thread.pending);
         let Some((begin, name)) = thread.open.pop() else { return Ok(()) };
         let (tid, depth, took) = (thread.tid, thread.open.len(), ns.saturating_sub(begin));
         let text = std::mem::take(&mut self.names[name.0 as usize]);
         let (us, rest) = (took / 1000, took % 1000);
-        let more = match folded {
-            Folded { calls: 0, .. } => String::new(),
-            Folded { calls, ns: 0 } => format!(", {calls} calls not shown"),
-            Folded { calls, ns } => format!(", {calls} calls of {}.{:03} us not shown", ns / 1000, ns % 1000),
-        };
+        let more = in_words(args);
         let result = if leaf {
             self.line(begin, tid, depth, format_args!("{text} {us}.{rest:03} us{more}"))
         } else {
@@ -128,4 +124,27 @@ impl<W: Write> Timeline for TextWriter<W> {
     fn finish(mut self: Box<Self>) -> io::Result<()> {
         self.out.flush()
     }
+}
+
+/// What else there is to say of a slice, to stand behind its duration.
+fn in_words(Args { folded, work }: Args) -> String {
+    let mut words = String::new();
+    if let Some(Work { instructions, cycles }) = work.told() {
+        for (count, what) in [(instructions, "instructions"), (cycles, "cycles")] {
+            if let Some(count) = count {
+                words.push_str(&format!(", {count} {what}"));
+            }
+        }
+        if let Some(ipc) = work.ipc() {
+            words.push_str(&format!(" ({ipc:.2} a cycle)"));
+        }
+    }
+    match folded {
+        Folded { calls: 0, .. } => {}
+        Folded { calls, ns: 0 } => words.push_str(&format!(", {calls} calls not shown")),
+        Folded { calls, ns } => {
+            words.push_str(&format!(", {calls} calls of {}.{:03} us not shown", ns / 1000, ns % 1000));
+        }
+    }
+    words
 }

@@ -66,6 +66,54 @@ impl Folded {
     }
 }
 
+/// What a thread executed in a slice, on its CPU and in traced code, with all that the slice called, folded calls included.
+/// What is not known is left out.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Work {
+    /// Instructions.
+    pub instructions: Option<u64>,
+    /// Core cycles.
+    pub cycles: Option<u64>,
+}
+
+impl Work {
+    /// What came since an earlier sum, where both are known.
+    pub fn since(self, earlier: Self) -> Self {
+        let passed = |from: Option<u64>, to: Option<u64>| Some(to?.saturating_sub(from?));
+        Self {
+            instructions: passed(earlier.instructions, self.instructions),
+            cycles: passed(earlier.cycles, self.cycles),
+        }
+    }
+
+    /// What there is to say: nothing is said of a slice in which nothing was executed, such as a system call that was not
+    /// traced.
+    pub fn told(self) -> Option<Self> {
+        (self.instructions.unwrap_or(0) > 0 || self.cycles.unwrap_or(0) > 0).then_some(self)
+    }
+
+    /// Instructions per cycle, to a thousandth.
+    pub fn ipc(self) -> Option<f64> {
+        let cycles = self.cycles.filter(|cycles| *cycles > 0)?;
+        Some((self.instructions? as f64 / cycles as f64 * 1e3).round() / 1e3)
+    }
+}
+
+/// What is said of a slice besides its name and times.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Args {
+    /// What it has instead of slices of their own.
+    pub folded: Folded,
+    /// What was executed in it.
+    pub work: Work,
+}
+
+impl From<Folded> for Args {
+    fn from(folded: Folded) -> Self {
+        Self { folded, ..Self::default() }
+    }
+}
+
 /// A timeline that is being written.
 pub trait Timeline {
     /// A process.
@@ -89,8 +137,8 @@ pub trait Timeline {
     /// A slice begins, inside the one that is open.
     fn begin(&mut self, track: Track, ns: u64, name: Name) -> io::Result<()>;
 
-    /// The youngest open slice ends; calls in it that are `folded` are not shown.
-    fn end(&mut self, track: Track, ns: u64, folded: Folded) -> io::Result<()>;
+    /// The youngest open slice ends.
+    fn end(&mut self, track: Track, ns: u64, args: Args) -> io::Result<()>;
 
     /// Something true of the whole timeline.
     fn metadata(&mut self, key: &str, value: &str) -> io::Result<()>;

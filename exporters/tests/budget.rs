@@ -1,7 +1,7 @@
 //! What a budget keeps, against a model that sees all calls at once.
 
 use ptflow_exporters::budget::{Budget, Folding, Limits};
-use ptflow_exporters::timeline::{Category, Folded, Name, Timeline, Track};
+use ptflow_exporters::timeline::{Args, Category, Folded, Name, Timeline, Track, Work};
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
@@ -16,6 +16,8 @@ struct Slice {
     name: u32,
     calls: u64,
     ns: u64,
+    /// Instructions and cycles.
+    work: (Option<u64>, Option<u64>),
 }
 
 #[derive(Default)]
@@ -61,14 +63,16 @@ impl Timeline for Recorder {
         let level = open.len();
         open.push(written.slices.len());
         let name = name.0;
-        written.slices.push(Slice { track: track.0, begin: ns, level, end: 0, name, calls: 0, ns: 0 });
+        let work = (None, None);
+        written.slices.push(Slice { track: track.0, begin: ns, level, end: 0, name, calls: 0, ns: 0, work });
         Ok(())
     }
-    fn end(&mut self, track: Track, ns: u64, folded: Folded) -> io::Result<()> {
+    fn end(&mut self, track: Track, ns: u64, Args { folded, work }: Args) -> io::Result<()> {
         let written = &mut *self.0.borrow_mut();
         let slice = written.open[track.0 as usize].pop().expect("an end has a begin");
         let slice = &mut written.slices[slice];
         (slice.end, slice.calls, slice.ns) = (ns, folded.calls, folded.ns);
+        slice.work = (work.instructions, work.cycles);
         Ok(())
     }
     fn metadata(&mut self, key: &str, value: &str) -> io::Result<()> {
@@ -108,8 +112,8 @@ fn calls(count: usize) -> (Vec<Call>, Vec<(usize, bool)>) {
         let begins = calls.len() < count && (open.is_empty() || (open.len() < 30 && random(2) == 0));
         if begins {
             let name = (random(u64::from(NAMES)) as u32 + 1) * 2;
-            let slice =
-                Slice { track: track as u32, begin: *now, level: open.len(), end: 0, name, calls: 0, ns: 0 };
+            let (track, level, work) = (track as u32, open.len(), (None, None));
+            let slice = Slice { track, begin: *now, level, end: 0, name, calls: 0, ns: 0, work };
             calls.push(Call { slice, parent: open.last().copied() });
             open.push(calls.len() - 1);
             events.push((calls.len() - 1, true));
@@ -247,4 +251,59 @@ fn holes_are_never_folded() {
     let folding = budget.finish().expect("finishes");
     assert_eq!((folding.slices, folding.folded, folding.outside), (4, 4, Folded { calls: 4, ns: 200 }));
     assert!(recorder.0.borrow().slices.iter().all(|slice| slice.name == gap.0));
+}
+
+/// A slice tells what was executed from its begin to its end, whatever is folded; cycles only if they were told all the way.
+#[test]
+fn work_is_that_between_begin_and_end() {
+    let (mut calls, events) = calls(100_000);
+    let sums = |event: usize| {
+        let event = event as u64;
+        // Now and then cycles are not told for a while.
+        let cycles = (event % 5000 > 20).then_some(event * 3);
+        Work { instructions: Some(event * event), cycles }
+    };
+    let mut began = vec![0; calls.len()];
+    for (event, &(call, begins)) in events.iter().enumerate() {
+        if begins {
+            began[call] = event;
+        } else {
+            let (from, to) = (sums(began[call]), sums(event));
+            // Sums are told at the events of the call's own track.
+            let track = calls[call].slice.track;
+            let own = |event: &usize| calls[events[*event].0].slice.track == track;
+            let known = (began[call]..=event).filter(own).all(|event| sums(event).cycles.is_some());
+            let passed = |from: Option<u64>, to: Option<u64>| Some(to? - from?);
+            calls[call].slice.work = (
+                passed(from.instructions, to.instructions),
+                passed(from.cycles, to.cycles).filter(|_| known),
+            );
+        }
+    }
+    for slices in [None, Some(1000), Some(20_000)] {
+        let recorder = Recorder::default();
+        let limits = Limits { slices, ..Limits::default() };
+        let mut budget = Budget::new(Box::new(recorder.clone()), limits).with_work();
+        let tracks = [0, 1].map(|tid| budget.thread(1, tid, "").expect("a track"));
+        for name in 0..NAMES {
+            budget.name(&name.to_string(), Category::Function);
+        }
+        for (event, &(call, begins)) in events.iter().enumerate() {
+            let slice = &calls[call].slice;
+            let track = tracks[slice.track as usize];
+            budget.executed(track, sums(event));
+            let done = if begins {
+                budget.begin(track, slice.begin, Name(slice.name))
+            } else {
+                budget.end(track, slice.end)
+            };
+            done.expect("recorded");
+        }
+        let folding = budget.finish().expect("finishes");
+        let mut found = recorder.0.take().slices;
+        found.sort();
+        assert!(found == expected(&calls, folding.min_ns, usize::MAX), "{slices:?}");
+        let unknown = found.iter().filter(|slice| slice.work.1.is_none()).count();
+        assert!(unknown > 0 && unknown < found.len(), "{unknown} of {}", found.len());
+    }
 }

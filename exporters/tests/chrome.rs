@@ -2,7 +2,9 @@
 
 mod model;
 
-use model::{Format, Model, NOTES, Slice, Stack, assert_same, finish_stacks, gunzip, track_name};
+use model::{
+    Format, Model, NOTES, Slice, Stack, assert_same, finish_stacks, gunzip, thousandths, track_name,
+};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -60,7 +62,10 @@ fn read(bytes: &[u8]) -> Trace {
         *last = begin;
         let folded = event["args"]["folded calls"].as_u64().unwrap_or(0);
         if phase == "E" {
-            stack.end(&mut trace.slices, begin, folded);
+            let count = |key: &str| event["args"][key].as_u64();
+            let ipc = event["args"]["ipc"].as_f64().map(thousandths);
+            let work = [count("instructions"), count("cycles"), ipc];
+            stack.end(&mut trace.slices, begin, folded, work);
             continue;
         }
         assert_eq!(phase, "B");
@@ -72,6 +77,7 @@ fn read(bytes: &[u8]) -> Trace {
             name: event["name"].as_str().expect("a name").to_owned(),
             category: event["cat"].as_str().expect("a category").to_owned(),
             folded: 0,
+            work: [None; 3],
             parent: None,
         };
         stack.begin(&mut trace.slices, slice);

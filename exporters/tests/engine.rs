@@ -8,7 +8,7 @@ mod model;
 use model::{Format, Model, NOTES, Sink, Slice, assert_same, track_name};
 use ptflow_exporters::depth::DepthGuard;
 use ptflow_exporters::parts::Parts;
-use ptflow_exporters::timeline::{Category, Folded, Timeline};
+use ptflow_exporters::timeline::{Args, Category, Timeline};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -58,6 +58,9 @@ fn ask(bytes: &[u8], queries: &[&str]) -> Option<Answer> {
 const SLICES: &str = "
     select p.pid, t.tid, t.name as thread, k.name as track, s.ts, s.dur, s.depth, s.name, s.category,
         coalesce(extract_arg(s.arg_set_id, 'debug.folded calls'), extract_arg(s.arg_set_id, 'args.folded calls')) as folded,
+        coalesce(extract_arg(s.arg_set_id, 'debug.instructions'), extract_arg(s.arg_set_id, 'args.instructions')),
+        coalesce(extract_arg(s.arg_set_id, 'debug.cycles'), extract_arg(s.arg_set_id, 'args.cycles')),
+        cast(round(1000 * coalesce(extract_arg(s.arg_set_id, 'debug.ipc'), extract_arg(s.arg_set_id, 'args.ipc'))) as int),
         o.name as parent, o.ts as parent_ts, o.dur as parent_dur
     from slice s join track k on k.id = s.track_id
     join thread_track tt on tt.id = ifnull(k.parent_id, k.id) join thread t using (utid) join process p using (upid)
@@ -87,7 +90,8 @@ fn slice(row: &Value, shift: u64) -> Slice {
         name: text(&row[7]),
         category: if row[8].is_null() { "function".to_owned() } else { text(&row[8]) },
         folded: if row[9].is_null() { 0 } else { number(&row[9]) },
-        parent: (!row[10].is_null()).then(|| (text(&row[10]), shift + number(&row[11]), number(&row[12]))),
+        work: [10, 11, 12].map(|column| (!row[column].is_null()).then(|| number(&row[column]))),
+        parent: (!row[13].is_null()).then(|| (text(&row[13]), shift + number(&row[14]), number(&row[15]))),
     }
 }
 
@@ -206,7 +210,7 @@ fn parts() {
                     let index = goes_on.remove(&place).unwrap_or_else(|| panic!("not cut off: {piece:?}"));
                     assert_eq!((&piece.name, piece.begin), (&whole[index].name, from));
                     whole[index].dur += piece.dur;
-                    whole[index].folded = piece.folded;
+                    (whole[index].folded, whole[index].work) = (piece.folded, piece.work);
                     index
                 } else {
                     whole.push(piece);
@@ -238,7 +242,7 @@ fn faults_are_found() {
                 timeline.begin(track, level, name)?;
             }
             for level in 0..ends {
-                timeline.end(track, 2 * depth + level, Folded::default())?;
+                timeline.end(track, 2 * depth + level, Args::default())?;
             }
             Ok::<_, std::io::Error>(())
         };

@@ -3,9 +3,11 @@
 
 mod model;
 
-use model::{Format, Model, NOTES, Slice, Stack, assert_same, finish_stacks, gunzip, track_name};
+use model::{
+    Format, Model, NOTES, Slice, Stack, assert_same, finish_stacks, gunzip, thousandths, track_name,
+};
 use ptflow_exporters::perfetto::PerfettoWriter;
-use ptflow_exporters::timeline::{Category, Folded, Timeline};
+use ptflow_exporters::timeline::{Args, Category, Timeline};
 use std::collections::HashMap;
 
 /// A message's fields: number and value.
@@ -100,6 +102,7 @@ struct Sequence {
     default_track: Option<u64>,
     names: HashMap<u64, String>,
     categories: HashMap<u64, String>,
+    annotations: HashMap<u64, String>,
 }
 
 fn read(bytes: &[u8]) -> Trace {
@@ -128,7 +131,9 @@ fn read(bytes: &[u8]) -> Trace {
             sequence.clock = number(find(64), 2);
         }
         for interned in messages(&packet, 12) {
-            for (field, table) in [(1, &mut sequence.categories), (2, &mut sequence.names)] {
+            for (field, table) in
+                [(1, &mut sequence.categories), (2, &mut sequence.names), (3, &mut sequence.annotations)]
+            {
                 for entry in messages(&interned, field) {
                     let iid = number(&entry, 1).expect("iid");
                     assert!(iid > 0, "0 is no iid");
@@ -155,16 +160,25 @@ fn read(bytes: &[u8]) -> Trace {
                         name: sequence.names[&number(&event, 10).expect("an interned name")].clone(),
                         category: category.to_owned(),
                         folded: 0,
+                        work: [None; 3],
                         parent: None,
                     };
                     stack.begin(&mut trace.slices, slice);
                 }
                 Some(2) => {
-                    let folded = messages(&event, 4).into_iter().map(|annotation| {
-                        assert_eq!(text(&annotation, 10).as_deref(), Some("folded calls"));
-                        number(&annotation, 3).expect("an unsigned number")
-                    });
-                    stack.end(&mut trace.slices, at, folded.sum());
+                    let (mut folded, mut work) = (0, [None; 3]);
+                    for annotation in messages(&event, 4) {
+                        let name = &sequence.annotations[&number(&annotation, 1).expect("an interned name")];
+                        let count = number(&annotation, 3);
+                        match name.as_str() {
+                            "folded calls" => folded = count.expect("an unsigned number"),
+                            "instructions" => work[0] = count,
+                            "cycles" => work[1] = count,
+                            "ipc" => work[2] = number(&annotation, 5).map(f64::from_bits).map(thousandths),
+                            other => panic!("annotation {other}"),
+                        }
+                    }
+                    stack.end(&mut trace.slices, at, folded, work);
                 }
                 Some(4) => {
                     assert!(trace.curves.contains(&uuid), "a curve's track is described as one");
@@ -281,7 +295,7 @@ fn curves_lie_below_their_thread() {
         timeline.begin(track, 100, name)?;
         timeline.value(curve, 50, 1.25)?;
         timeline.value(curve, 1 << 40, 0.0)?;
-        timeline.end(track, 200, Folded::default())
+        timeline.end(track, 200, Args::default())
     };
     write(&mut *timeline).expect("memory takes all");
     timeline.finish().expect("memory takes all");
@@ -302,7 +316,7 @@ fn slices_are_small() {
         let name = timeline.name("f", Category::Function);
         for call in 0..10_000 {
             timeline.begin(track, call * 100, name)?;
-            timeline.end(track, call * 100 + 50, Folded::default())?;
+            timeline.end(track, call * 100 + 50, Args::default())?;
         }
         Ok::<_, std::io::Error>(())
     };

@@ -4,7 +4,7 @@ mod model;
 
 use model::Sink;
 use ptflow_exporters::text::TextWriter;
-use ptflow_exporters::timeline::{Category, Folded, Timeline};
+use ptflow_exporters::timeline::{Args, Category, Folded, Timeline, Work};
 
 #[test]
 fn calls_of_two_threads() -> std::io::Result<()> {
@@ -16,11 +16,13 @@ fn calls_of_two_threads() -> std::io::Result<()> {
         (timeline.name("outer", Category::Function), timeline.name("inner", Category::Function));
     timeline.begin(first, 5_000, outer)?;
     timeline.begin(first, 5_100, inner)?;
-    timeline.end(first, 6_150, Folded::default())?;
-    timeline.end(first, 7_000, Folded { calls: 3, ns: 0 })?;
+    timeline.end(first, 6_150, Args::default())?;
+    let work = Work { instructions: Some(900), cycles: Some(400) };
+    timeline.end(first, 7_000, Args { folded: Folded { calls: 3, ns: 0 }, work })?;
     // Written later, but it was earlier.
     timeline.begin(second, 2_500, inner)?;
-    timeline.end(second, 2_500, Folded::default())?;
+    let work = Work { instructions: Some(7), cycles: None };
+    timeline.end(second, 2_500, Args { work, ..Args::default() })?;
     timeline.finish()?;
     let text = String::from_utf8(sink.0.take()).expect("UTF-8");
     assert_eq!(
@@ -30,8 +32,8 @@ fn calls_of_two_threads() -> std::io::Result<()> {
          # thread 2 worker\n\
          \x20        0.000 us       1  outer {\n\
          \x20        0.100 us       1    inner 1.050 us\n\
-         \x20        2.000 us       1  } outer 2.000 us, 3 calls not shown\n\
-         \x20       -2.500 us       2  inner 0.000 us\n"
+         \x20        2.000 us       1  } outer 2.000 us, 900 instructions, 400 cycles (2.25 a cycle), 3 calls not shown\n\
+         \x20       -2.500 us       2  inner 0.000 us, 7 instructions\n"
     );
     Ok(())
 }

@@ -72,6 +72,9 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
         if curves {
             frames = frames.with_counters();
         }
+        if args.args {
+            frames = frames.with_work();
+        }
         let silent = args.common.quiet || args.common.no_progress || !selection.is_all();
         let progress = Progress::new(loaded.bytes(), silent);
         selection.fold(&loaded, &images, &pool, &|bytes| progress.add(bytes), frames)

@@ -30,6 +30,9 @@ struct Stack {
     inside: bool,
     /// The core's clock rate that was told last.
     ratio: Option<u8>,
+    /// What was executed before what comes next.
+    executed: Option<u64>,
+    cycles: Option<u64>,
 }
 
 impl<S: FrameSink> Clip<S> {
@@ -43,12 +46,17 @@ impl<S: FrameSink> Clip<S> {
         self.sink
     }
 
-    /// Time goes on to `at`. True where that is in a stretch.
-    fn advance(&mut self, stack: usize, at: Ns) -> Result<bool, S::Error> {
+    fn stack(&mut self, stack: usize) -> &mut Stack {
         if stack >= self.stacks.len() {
             self.stacks.resize_with(stack + 1, Stack::default);
         }
-        let Stack { open, next, inside, ratio } = &mut self.stacks[stack];
+        &mut self.stacks[stack]
+    }
+
+    /// Time goes on to `at`. True where that is in a stretch.
+    fn advance(&mut self, stack: usize, at: Ns) -> Result<bool, S::Error> {
+        self.stack(stack);
+        let Stack { open, next, inside, ratio, executed, cycles } = &mut self.stacks[stack];
         while let Some(&(from, to)) = self.stretches.get(*next) {
             if !*inside {
                 if at < from {
@@ -57,14 +65,22 @@ impl<S: FrameSink> Clip<S> {
                 if let Some(ratio) = *ratio {
                     self.sink.ratio(stack, from, ratio)?;
                 }
+                self.sink.uncounted(stack);
                 for name in open.iter() {
                     self.sink.open(stack, from, *name, true)?;
+                }
+                if let Some(executed) = *executed {
+                    self.sink.executed(stack, executed);
+                }
+                if let Some(cycles) = *cycles {
+                    self.sink.cycles(stack, cycles);
                 }
                 *inside = true;
             }
             if at <= to {
                 return Ok(true);
             }
+            self.sink.uncounted(stack);
             for _ in open.iter() {
                 self.sink.close(stack, to)?;
             }
@@ -98,11 +114,20 @@ impl<S: FrameSink> FrameSink for Clip<S> {
     }
 
     fn executed(&mut self, stack: usize, instructions: u64) {
+        let state = self.stack(stack);
+        (state.executed, state.cycles) = (Some(instructions), None);
         self.sink.executed(stack, instructions);
     }
 
     fn cycles(&mut self, stack: usize, cycles: u64) {
+        self.stack(stack).cycles = Some(cycles);
         self.sink.cycles(stack, cycles);
+    }
+
+    fn uncounted(&mut self, stack: usize) {
+        let state = self.stack(stack);
+        (state.executed, state.cycles) = (None, None);
+        self.sink.uncounted(stack);
     }
 
     fn ratio(&mut self, stack: usize, at: Ns, ratio: u8) -> Result<(), S::Error> {

@@ -88,6 +88,10 @@ impl<S: FrameSink> FrameSink for Subtrees<S> {
         self.sink.cycles(stack, cycles);
     }
 
+    fn uncounted(&mut self, stack: usize) {
+        self.sink.uncounted(stack);
+    }
+
     fn ratio(&mut self, stack: usize, at: Ns, ratio: u8) -> Result<(), S::Error> {
         self.sink.ratio(stack, at, ratio)
     }

@@ -5,7 +5,7 @@ use ptflow_exporters::chrome::ChromeWriter;
 use ptflow_exporters::depth::DepthGuard;
 use ptflow_exporters::gzip::Gzip;
 use ptflow_exporters::perfetto::PerfettoWriter;
-use ptflow_exporters::timeline::{Category, Folded, Timeline, Track};
+use ptflow_exporters::timeline::{Args, Category, Folded, Timeline, Track, Work};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -22,9 +22,14 @@ pub struct Slice {
     pub name: String,
     pub category: String,
     pub folded: u64,
+    /// Instructions and cycles, and their ratio in thousandths, where they are told.
+    pub work: Told,
     /// The slice around it: name, begin and duration.
     pub parent: Option<(String, u64, u64)>,
 }
+
+/// Instructions, cycles, thousandths of instructions per cycle.
+pub type Told = [Option<u64>; 3];
 
 /// A slice of the model.
 #[derive(Clone, Debug)]
@@ -33,6 +38,7 @@ struct Call {
     begin: u64,
     end: u64,
     folded: u64,
+    work: Work,
     depth: usize,
     parent: Option<usize>,
 }
@@ -155,7 +161,8 @@ impl Model {
             }
             assert!(thread.notes || !open.is_empty(), "nothing is open");
             for call in open {
-                (thread.calls[call].end, thread.calls[call].folded) = (last, 0);
+                let call = &mut thread.calls[call];
+                (call.end, call.folded, call.work) = (last, 0, Work::default());
             }
         }
         self
@@ -214,7 +221,10 @@ impl Model {
                     Some(Event::End(call)) => timeline.end(
                         tracks[index],
                         calls[*call].end,
-                        Folded { calls: calls[*call].folded, ns: 0 },
+                        Args {
+                            folded: Folded { calls: calls[*call].folded, ns: 0 },
+                            work: calls[*call].work,
+                        },
                     ),
                     None => {
                         unfinished.swap_remove(at);
@@ -261,6 +271,7 @@ impl Model {
                     name,
                     category: category.name().to_owned(),
                     folded,
+                    work: told(call.work),
                     parent: call.parent.map(|parent| named(&thread.calls[parent])),
                 });
             }
@@ -273,6 +284,22 @@ impl Model {
         let threads = self.threads.iter().filter(|thread| !thread.notes);
         threads.map(|thread| (thread.pid, thread.tid, thread_name(thread.tid))).collect()
     }
+}
+
+/// What a file says of it: nothing, if nothing was executed.
+fn told(Work { instructions, cycles }: Work) -> Told {
+    if instructions.unwrap_or(0) + cycles.unwrap_or(0) == 0 {
+        return [None; 3];
+    }
+    let ipc = match (instructions, cycles) {
+        (Some(instructions), Some(cycles @ 1..)) => Some(instructions as f64 / cycles as f64),
+        _ => None,
+    };
+    [instructions, cycles, ipc.map(thousandths)]
+}
+
+pub fn thousandths(ratio: f64) -> u64 {
+    (ratio * 1e3).round() as u64
 }
 
 fn thread_name(tid: u32) -> String {
@@ -295,7 +322,7 @@ const FUNCTIONS: usize = 5;
 impl Thread {
     fn begin(&mut self, name: usize, parent: Option<usize>, begin: u64) -> usize {
         let depth = parent.map_or(0, |parent| self.calls[parent].depth + 1);
-        self.calls.push(Call { name, begin, end: begin, folded: 0, depth, parent });
+        self.calls.push(Call { name, begin, end: begin, folded: 0, work: Work::default(), depth, parent });
         self.events.push(Event::Begin(self.calls.len() - 1));
         self.calls.len() - 1
     }
@@ -336,6 +363,14 @@ impl Thread {
         if rng.below(20) == 0 {
             self.calls[call].folded = 1 + rng.below(1 << 40);
         }
+        // Some tell nothing, some that nothing ran, and some have large numbers.
+        let count = |rng: &mut Rng| match rng.below(8) {
+            0..=3 => None,
+            4 => Some(0),
+            5 => Some(1 + rng.below(1 << 38)),
+            _ => Some(1 + rng.below(5000)),
+        };
+        self.calls[call].work = Work { instructions: count(rng), cycles: count(rng) };
         self.end(call, end);
     }
 
@@ -415,10 +450,10 @@ impl Stack {
         slices.push(slice);
     }
 
-    pub fn end(&mut self, slices: &mut [Slice], at: u64, folded: u64) {
+    pub fn end(&mut self, slices: &mut [Slice], at: u64, folded: u64, work: Told) {
         let slice = self.open.pop().expect("an end has a begin");
         slices[slice].dur = at.checked_sub(slices[slice].begin).expect("ends after it begins");
-        slices[slice].folded = folded;
+        (slices[slice].folded, slices[slice].work) = (folded, work);
     }
 }
 

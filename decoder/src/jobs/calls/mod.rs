@@ -90,8 +90,11 @@ pub trait FrameSink {
     /// So many instructions were executed on this stack before what comes next. Most jobs do not care.
     fn executed(&mut self, _stream: usize, _instructions: u64) {}
     /// So many core cycles went by in this stack's traced code before what comes next. Never told where no CYC packets
-    /// are, or where the job does not [want](Self::CYCLES) them.
+    /// are, or where the job does not [want](Self::CYCLES) them; always behind [`Self::executed`].
     fn cycles(&mut self, _stream: usize, _cycles: u64) {}
+    /// How much was executed before what comes next is not known to the instruction: it happens between two moments of which
+    /// that is known. Most jobs do not care.
+    fn uncounted(&mut self, _stream: usize) {}
     /// From here on this stack's core runs at so many times its bus clock, as a CBR packet says: the first one, and every
     /// change. Most jobs do not care.
     fn ratio(&mut self, _stream: usize, _at: Ns, _ratio: u8) -> Result<(), Self::Error> {
@@ -237,14 +240,14 @@ impl<F: FrameSink> CallStacks<F> {
         }
         let end = ns(result.end).max(fold.stack.now);
         fold.stack.now = end;
+        fold.stack.instructions = base + result.end.instructions();
+        fold.sink.executed(unit.stream, fold.stack.instructions);
         if let Some(cycles) = result.timeline.cycles() {
             fold.stack.cycles = cycles_before.saturating_add(cycles);
             if F::CYCLES {
                 fold.sink.cycles(unit.stream, fold.stack.cycles);
             }
         }
-        fold.stack.instructions = base + result.end.instructions();
-        fold.sink.executed(unit.stream, fold.stack.instructions);
         Ok(())
     }
 
