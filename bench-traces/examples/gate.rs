@@ -172,9 +172,8 @@ fn clocked(recorded: &Recorded, is_run: bool) {
         let mut stacks = CallStacks::new(1, context.config.time, Frames::default());
         if is_run {
             let steps = |_: &_| CallSteps::default();
-            let Ok(_) = in_order(&[context], &options, steps, |unit, steps, result| {
-                stacks.take(unit, &steps, &result)
-            });
+            let Ok(_) =
+                in_order(&[context], &options, steps, |unit, steps, result| stacks.take(unit, steps, result));
         }
         let Ok(Frames(frames)) = stacks.finish();
         assert!(frames > 1000 || !is_run, "{frames} frames");

@@ -106,7 +106,7 @@ fn walk(
         |_| BranchList { not_taken: true, ..BranchList::default() },
         |unit, list, result| {
             let tid = capture.streams[unit.stream].tid.context("a trace by CPU has no threads to compare")?;
-            take(tid.0, &spaces, &list, &result)
+            take(tid.0, &spaces, list, result)
         },
     )?;
     Ok(())

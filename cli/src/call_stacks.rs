@@ -164,8 +164,8 @@ fn run_steps<P: Sink + Send + AsRef<CallSteps>, S: FrameSink>(
     };
     let ledgers = if owners.iter().all(Vec::is_empty) {
         run::in_order_within(&contexts, options, &part.windows, new_steps, |unit, steps, result| {
-            count(&result);
-            stacks.take(unit, steps.as_ref(), &result)
+            count(result);
+            stacks.take(unit, (*steps).as_ref(), result)
         })
     } else {
         run::in_time_order_within(
@@ -174,9 +174,9 @@ fn run_steps<P: Sink + Send + AsRef<CallSteps>, S: FrameSink>(
             &part.windows,
             new_steps,
             |unit, steps, result, reach| {
-                count(&result);
+                count(result);
                 let stack = |thread| stack_of(loaded, contexts.len(), unit.stream, thread);
-                stacks.take_shared(unit, steps.as_ref(), &result, stack, reach)
+                stacks.take_shared(unit, (*steps).as_ref(), result, stack, reach)
             },
         )
     }?;

@@ -140,6 +140,13 @@ impl Clock {
         }
     }
 
+    /// Uses the memory of other times, which are forgotten.
+    pub(crate) fn take_memory(&mut self, times: Timeline) {
+        let (points, cycles) = times.into_memory();
+        self.resolver.timeline().take_memory(points);
+        self.traced.take_memory(cycles);
+    }
+
     /// A TSC value near the bytes that come now; it completes the 56 bits of the first TSC packet.
     pub fn set_reference(&mut self, reference: Option<Tsc>) {
         self.reference = reference.map(|tsc| tsc.0);

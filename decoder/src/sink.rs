@@ -214,6 +214,12 @@ pub trait Sink {
 
     /// The walk is done.
     fn finish(&mut self, _graph: &mut Graph) {}
+
+    /// Nobody needs what it took any more: makes it as good as new for another unit, with the memory that it has. False
+    /// where it cannot.
+    fn forget_unit(&mut self) -> bool {
+        false
+    }
 }
 
 /// The sink of jobs that need nothing but the graph's counters.

@@ -225,7 +225,7 @@ fn check_calls(recording: &Recording) {
             |_| CallSteps::default(),
             |unit, steps, result, reach| {
                 let stack = |thread: Option<ThreadId>| thread.map(|thread| thread.0 as usize);
-                stacks.take_shared(unit, &steps, &result, stack, reach)
+                stacks.take_shared(unit, steps, result, stack, reach)
             },
         )
         .expect("infallible");

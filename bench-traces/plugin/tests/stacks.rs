@@ -115,7 +115,7 @@ fn found(capture: &Path, log: &str, unit_bytes: usize) -> Vec<String> {
         &[context],
         &options,
         |_| CallSteps::default(),
-        |unit, steps, result| stacks.take(unit, &steps, &result),
+        |unit, steps, result| stacks.take(unit, steps, result),
     )
     .expect("infallible");
     stacks.finish().expect("infallible").found

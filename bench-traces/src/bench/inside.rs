@@ -156,8 +156,7 @@ fn clocked(
     let options = Options { pool: &pool, engine: Engine::Fast, unit_bytes: UNIT_BYTES, progress: &|_| {} };
     let mut stacks = CallStacks::new(contexts.len(), capture.config.time, Frames::default());
     let steps = |_: &_| CallSteps::default();
-    let Ok(_) =
-        in_order(&contexts, &options, steps, |unit, steps, result| stacks.take(unit, &steps, &result));
+    let Ok(_) = in_order(&contexts, &options, steps, |unit, steps, result| stacks.take(unit, steps, result));
     let Ok(Frames(frames)) = stacks.finish();
     // Not `decode`: the whole process counts.
     println!("{frames} frames");

@@ -44,7 +44,7 @@ pub fn dump(args: &DumpArgs, loaded: &Loaded<'_>, output: Output) -> anyhow::Res
         &contexts,
         &options,
         |_| InstructionList::default(),
-        |unit, mut list, result| {
+        |unit, list, result| {
             list.finish(result.end);
             let mut tid = loaded.stream(unit.stream).tid.map(|tid| tid.0);
             let mut spaces = contexts[unit.stream].spaces;

@@ -73,12 +73,12 @@ pub fn blocks<E>(
     };
     let new_list = |_: &Unit| InstructionList::default();
     // What runs before the first owner is told is the stream's own.
-    let pieces = |unit: &Unit, mut list: InstructionList, result: &UnitResult| {
+    let pieces = |unit: &Unit, list: &mut InstructionList, result: &UnitResult| {
         list.finish(result.end);
         let mut own = owners.iter().all(Vec::is_empty) && unit.stream == stack;
         let mut pieces: Vec<Vec<Block>> = vec![Vec::new()];
         let mut times = result.timeline.reader();
-        for entry in list.entries {
+        for entry in list.entries.drain(..) {
             match entry {
                 Entry::Owner(thread) => {
                     own = is_own(unit, thread);
@@ -103,7 +103,7 @@ pub fn blocks<E>(
     };
     let result = if owners.iter().all(Vec::is_empty) {
         run::in_order_within(&contexts, &options, &[window], new_list, |unit, list, result| {
-            pieces(unit, list, &result).into_iter().flatten().try_for_each(|block| cutter.block(block))
+            pieces(unit, list, result).into_iter().flatten().try_for_each(|block| cutter.block(block))
         })
         .map(drop)
     } else {
@@ -112,7 +112,7 @@ pub fn blocks<E>(
         let until = detail.end;
         let gathered: Result<_, Stop<E>> =
             run::in_time_order_within(&contexts, &options, &[window], new_list, |unit, list, result, _| {
-                for piece in pieces(unit, list, &result) {
+                for piece in pieces(unit, list, result) {
                     if let Some(first) = piece.first().filter(|first| first.at.0 <= until) {
                         let key = (first.at.0, unit.stream, all.len());
                         all.insert(key, piece);

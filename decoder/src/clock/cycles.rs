@@ -31,6 +31,12 @@ pub struct Cycles {
 }
 
 impl Cycles {
+    /// Before the first point: room for some.
+    pub(super) fn take_memory(&mut self, other: Self) {
+        self.points = other.points;
+        self.points.clear();
+    }
+
     /// A CYC.
     #[inline]
     pub(super) fn pass(&mut self, cycles: u64) {

@@ -9,7 +9,7 @@ use crate::units::Tsc;
 
 /// What packets said at one ordinal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Point {
+pub(super) struct Point {
     ordinal: u64,
     /// The time of what is at the ordinal: its own, or else the first that a packet behind it gave.
     at: u64,
@@ -36,6 +36,12 @@ pub(super) struct TimelineBuilder {
 }
 
 impl TimelineBuilder {
+    /// Before the first point: room for some.
+    pub fn take_memory(&mut self, points: Vec<Point>) {
+        self.points = points;
+        self.points.clear();
+    }
+
     /// A packet says that it was `tsc` at this ordinal; `exact` = when the transfer there was.
     pub fn point(&mut self, ordinal: u64, tsc: u64, exact: bool) {
         match self.points.last_mut() {
@@ -172,6 +178,11 @@ impl Timeline {
         self
     }
 
+    /// Points, and cycles, that nobody needs any more.
+    pub(super) fn into_memory(self) -> (Vec<Point>, Cycles) {
+        (self.points, self.cycles)
+    }
+
     pub(super) fn with_rates(mut self, cycles: Cycles, ratios: Vec<(u64, u8)>) -> Self {
         (self.cycles, self.ratios) = (cycles, ratios);
         self
@@ -199,14 +210,18 @@ impl Timeline {
 
     /// The time at an ordinal behind the last point.
     fn behind(&self, last: &Point, ordinal: u64) -> u64 {
-        let ticks = (ordinal.saturating_sub(last.ordinal) as f64 * self.rate) as u64;
-        let time = last.until.saturating_add(ticks);
+        let time = last.until.saturating_add(self.ticks(ordinal.saturating_sub(last.ordinal)));
         self.ceiling.map_or(time, |ceiling| time.min(ceiling.max(last.until)))
+    }
+
+    /// Ticks that so many instructions take where nothing tells.
+    fn ticks(&self, instructions: u64) -> u64 {
+        (instructions as f64 * self.rate) as u64
     }
 
     /// Reads times in rising order of ordinals.
     pub fn reader(&self) -> TimeReader<'_> {
-        TimeReader { timeline: self, next: 0, offs: 0, offs_end: 0, next_cycles: 0 }
+        TimeReader { timeline: self, next: 0, behind: 0, between: None, offs: 0, offs_end: 0, next_cycles: 0 }
     }
 
     /// The first and the last time that a packet gave.
@@ -221,6 +236,10 @@ pub struct TimeReader<'t> {
     timeline: &'t Timeline,
     /// Index of the first point behind the ordinal last asked for.
     next: usize,
+    /// Its ordinal; 0 before anything is asked for.
+    behind: u64,
+    /// That point and the one before; `None` where there are not both.
+    between: Option<Between>,
     /// Indices of the interruptions between the point before that and it.
     offs: usize,
     offs_end: usize,
@@ -228,9 +247,22 @@ pub struct TimeReader<'t> {
     next_cycles: usize,
 }
 
+/// Two points in a row.
+#[derive(Clone, Copy, Debug)]
+struct Between {
+    before: Point,
+    /// Ticks from the one to the other.
+    span: u64,
+    /// Instructions, likewise.
+    count: f64,
+    /// The time at the other.
+    ceiling: u64,
+}
+
 impl TimeReader<'_> {
     /// The time at an ordinal, which must not be lower than the one asked for before; `None` where no packet of the
     /// unit tells any time.
+    #[inline]
     pub fn at(&mut self, ordinal: u64) -> Option<Moment> {
         let Moment { tsc, exact } = self.known_at(ordinal)?;
         let floor = Tsc(self.timeline.floor);
@@ -244,38 +276,72 @@ impl TimeReader<'_> {
         self.timeline.cycles.at(ordinal, &mut self.next_cycles)
     }
 
+    #[inline]
     fn known_at(&mut self, ordinal: u64) -> Option<Moment> {
-        let Timeline { points, offs, rate, .. } = self.timeline;
-        while let Some(point) = points.get(self.next).filter(|point| point.ordinal <= ordinal) {
-            self.next += 1;
-            self.offs = self.offs_end + count_below(&offs[self.offs_end..], point.ordinal);
-            let behind = points.get(self.next).map_or(u64::MAX, |point| point.ordinal);
-            self.offs_end = self.offs + offs[self.offs..].iter().take_while(|off| **off < behind).count();
+        if ordinal >= self.behind {
+            self.pass_points(ordinal);
         }
-        let inexact = |tsc: u64| Some(Moment { tsc: Tsc(tsc), exact: false });
-        let by_rate = |count: u64| (count as f64 * rate) as u64;
-        let Some(before) = self.next.checked_sub(1).map(|index| points[index]) else {
-            let first = points.first()?;
-            return inexact(first.at.saturating_sub(by_rate(first.ordinal - ordinal)));
+        let Some(Between { before, span, count, ceiling }) = self.between else {
+            return self.at_an_end(ordinal);
         };
+        let inexact = |tsc: u64| Some(Moment { tsc: Tsc(tsc), exact: false });
         if before.ordinal == ordinal {
             return Some(Moment { tsc: Tsc(before.at), exact: before.exact });
         }
-        let since = ordinal.saturating_sub(before.ordinal);
-        let Some(after) = points.get(self.next) else {
-            return inexact(self.timeline.behind(&before, ordinal));
-        };
-        let span = after.at - before.until;
-        let between = &offs[self.offs..self.offs_end];
-        let share = since as f64 / (after.ordinal - before.ordinal) as f64;
-        let (walking, passed) = match between.len() {
-            0 => (span, 0.0),
+        let share = ordinal.saturating_sub(before.ordinal) as f64 / count;
+        let elapsed = match self.offs_end - self.offs {
+            0 => span as f64 * share,
             all => {
+                let between = &self.timeline.offs[self.offs..self.offs_end];
                 let passed = count_below(between, ordinal) as f64 / all as f64;
-                (by_rate(after.ordinal - before.ordinal).min(span), passed)
+                let walking = self.timeline.ticks(count as u64).min(span);
+                walking as f64 * share + (span - walking) as f64 * passed
             }
         };
-        let elapsed = walking as f64 * share + (span - walking) as f64 * passed;
-        inexact(before.until.saturating_add(elapsed as u64).min(after.at))
+        inexact(before.until.saturating_add(elapsed as u64).min(ceiling))
+    }
+
+    /// Goes on to the points around an ordinal.
+    fn pass_points(&mut self, ordinal: u64) {
+        let Timeline { points, offs, .. } = self.timeline;
+        let first = self.next;
+        while points.get(self.next).is_some_and(|point| point.ordinal <= ordinal) {
+            self.next += 1;
+        }
+        let after = points.get(self.next);
+        self.behind = after.map_or(u64::MAX, |after| after.ordinal);
+        let before = self.next.checked_sub(1).and_then(|index| points.get(index));
+        if self.next > first
+            && self.offs_end < offs.len()
+            && let Some(before) = before
+        {
+            self.offs = self.offs_end + count_below(&offs[self.offs_end..], before.ordinal);
+            let within = offs[self.offs..].iter().take_while(|off| **off < self.behind);
+            self.offs_end = self.offs + within.count();
+        } else {
+            self.offs = self.offs_end;
+        }
+        self.between = before.zip(after).map(|(before, after)| Between {
+            before: *before,
+            span: after.at - before.until,
+            count: (after.ordinal - before.ordinal) as f64,
+            ceiling: after.at,
+        });
+    }
+
+    /// Before the first point, or from the last one on.
+    fn at_an_end(&self, ordinal: u64) -> Option<Moment> {
+        let points = &self.timeline.points;
+        let tsc = match self.next.checked_sub(1).and_then(|index| points.get(index)) {
+            Some(last) if last.ordinal == ordinal => {
+                return Some(Moment { tsc: Tsc(last.at), exact: last.exact });
+            }
+            Some(last) => self.timeline.behind(last, ordinal),
+            None => {
+                let first = points.first()?;
+                first.at.saturating_sub(self.timeline.ticks(first.ordinal - ordinal))
+            }
+        };
+        Some(Moment { tsc: Tsc(tsc), exact: false })
     }
 }

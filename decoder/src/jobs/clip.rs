@@ -94,6 +94,7 @@ impl<S: FrameSink> Clip<S> {
 impl<S: FrameSink> FrameSink for Clip<S> {
     type Error = S::Error;
     const CYCLES: bool = S::CYCLES;
+    const RETURNS: bool = S::RETURNS;
 
     fn open(&mut self, stack: usize, at: Ns, name: FrameName, inferred: bool) -> Result<(), S::Error> {
         let inside = self.advance(stack, at)?;

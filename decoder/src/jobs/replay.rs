@@ -299,6 +299,7 @@ impl Node {
 impl<S: FrameSink> FrameSink for &mut Replay<S> {
     type Error = Stop<S::Error>;
     const CYCLES: bool = true;
+    const RETURNS: bool = true;
 
     fn open(&mut self, index: usize, at: Ns, name: FrameName, inferred: bool) -> Result<(), Self::Error> {
         if index != self.stack {

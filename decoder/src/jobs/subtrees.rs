@@ -57,6 +57,7 @@ impl<S: FrameSink> Subtrees<S> {
 impl<S: FrameSink> FrameSink for Subtrees<S> {
     type Error = S::Error;
     const CYCLES: bool = S::CYCLES;
+    const RETURNS: bool = S::RETURNS;
 
     fn open(&mut self, stack: usize, at: Ns, name: FrameName, inferred: bool) -> Result<(), S::Error> {
         let wanted = match name {

@@ -196,6 +196,12 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
         self
     }
 
+    /// Uses the memory of another unit's times.
+    pub fn with_memory(mut self, times: Timeline) -> Self {
+        self.clock.take_memory(times);
+        self
+    }
+
     /// Walks the unit.
     pub fn run(mut self) -> UnitResult {
         self.begin();

@@ -227,7 +227,7 @@ impl<'m> Subject<'m> {
             |_| CallSteps::default(),
             |unit, steps, result| {
                 calls.extend(format!("{steps:x?}").split(", (Mark").map(str::to_owned));
-                frames.take(unit, &steps, &result)
+                frames.take(unit, steps, result)
             },
         );
         done.expect("the fold never fails");
@@ -236,7 +236,7 @@ impl<'m> Subject<'m> {
             &context,
             &options(how),
             |_| AllTimes::default(),
-            |unit, steps, result| all.take(unit, &steps.0, &result),
+            |unit, steps, result| all.take(unit, &steps.0, result),
         );
         done.expect("the fold never fails");
         let (frames, all) = (frames.finish().expect("never fails"), all.finish().expect("never fails"));
@@ -270,7 +270,7 @@ impl<'m> Subject<'m> {
             &[self.context(stream)],
             &options(how),
             |_| steps.clone(),
-            |unit, steps, result| stacks.take(unit, &steps, &result),
+            |unit, steps, result| stacks.take(unit, steps, result),
         );
         done.expect("the fold never fails");
         stacks.finish().map(drop).expect("the fold never fails");
@@ -289,7 +289,7 @@ impl<'m> Subject<'m> {
                 let before: usize =
                     stream.pieces[..unit.from.piece].iter().map(|piece| piece.bytes.len()).sum();
                 units.push(before + unit.from.byte);
-                log.extend(recorder.log.into_iter().map(|(at, seen)| (instructions + at, seen)));
+                log.extend(recorder.log.drain(..).map(|(at, seen)| (instructions + at, seen)));
                 instructions += result.end.instructions();
                 times.push(format!("{:?}", result.timeline));
                 Ok(())

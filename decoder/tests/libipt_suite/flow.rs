@@ -162,7 +162,7 @@ fn found(case: &Case, trace: &[u8], engine: Engine) -> Flow {
         &options,
         |_| Recorder::default(),
         |_, recorder, result| {
-            for (mark, seen) in recorder.seen {
+            for (mark, seen) in recorder.seen.drain(..) {
                 walk.see(mark.instructions(), &seen);
             }
             walk.run_to(result.end.instructions());

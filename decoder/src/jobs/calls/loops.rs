@@ -89,4 +89,8 @@ impl Sink for LoopSteps {
     fn finish(&mut self, graph: &mut Graph) {
         self.0.finish(graph);
     }
+
+    fn forget_unit(&mut self) -> bool {
+        self.0.forget_unit()
+    }
 }

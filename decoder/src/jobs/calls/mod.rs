@@ -28,6 +28,7 @@ mod loops;
 mod outer;
 mod shared;
 mod steps;
+mod young;
 
 pub use loops::LoopSteps;
 pub use steps::CallSteps;
@@ -45,6 +46,7 @@ use outer::Outer;
 pub use outer::OuterFrames;
 use shared::Shared;
 use steps::Step;
+use young::Young;
 
 /// What a frame stands for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -78,6 +80,8 @@ pub trait FrameSink {
     type Error;
     /// Whether the job wants to know about core cycles.
     const CYCLES: bool = false;
+    /// Whether the job wants to know where frames [return to](Self::returns_to).
+    const RETURNS: bool = false;
     /// A frame opens; `inferred` = control was in it before, but its call was not seen.
     fn open(&mut self, stream: usize, at: Ns, name: FrameName, inferred: bool) -> Result<(), Self::Error>;
     /// The youngest open frame ends.
@@ -102,7 +106,7 @@ pub trait FrameSink {
     }
     /// What comes next on this stack was found in this unit.
     fn unit(&mut self, _stream: usize, _unit: &Unit) {}
-    /// The frame that opens next was called, and this is where it returns to.
+    /// The frame that opens next was called, and this is where it returns to. Told to jobs that [want](Self::RETURNS) it.
     fn returns_to(&mut self, _stream: usize, _: CodeAddr) {}
     /// In the youngest frame, control went back to the head of a loop so often ([`LoopSteps`]).
     fn rounds(&mut self, _stream: usize, _head: CodeAddr, _times: u64) {}
@@ -168,13 +172,15 @@ pub struct CallStacks<F> {
     time: Option<TscConversion>,
     stacks: Vec<Stack>,
     shared: Shared,
+    young: Young,
 }
 
 impl<F: FrameSink> CallStacks<F> {
     /// So many stacks: one for each stream, unless [`Self::take_shared`] is told otherwise. Without a conversion, times are TSC ticks; without any timing packet they are
     /// instructions.
     pub fn new(stacks: usize, time: Option<TscConversion>, sink: F) -> Self {
-        Self { sink, time, stacks: vec![Stack::default(); stacks], shared: Shared::default() }
+        let stacks = vec![Stack::default(); stacks];
+        Self { sink, time, stacks, shared: Shared::default(), young: Young::default() }
     }
 
     /// Knows what was open before what comes now.
@@ -209,7 +215,21 @@ impl<F: FrameSink> CallStacks<F> {
         let mut cycles = result.timeline.reader();
         let cycles_before = fold.stack.cycles;
         let mut ratios = result.timeline.ratios();
-        for (mark, step) in steps.iter() {
+        for (mark, numbered) in steps.numbered() {
+            let is_ratio_due = ratios.first().is_some_and(|(ordinal, _)| *ordinal < mark.ordinal);
+            if !is_ratio_due && self.young.suffice(fold.stack, steps, numbered) {
+                fold.sink.executed(unit.stream, base + mark.instructions());
+                if F::CYCLES
+                    && let Some(passed) = cycles.cycles_at(mark.ordinal)
+                {
+                    fold.sink.cycles(unit.stream, cycles_before.saturating_add(passed));
+                }
+                fold.stack.now = ns(mark).max(fold.stack.now);
+                self.young.take(&mut fold, steps, numbered)?;
+                continue;
+            }
+            self.young.settle(&mut fold, steps);
+            let Some(step) = steps.step(numbered) else { continue };
             let reached = if let Step::Gap { begin, .. } = step { begin.ordinal } else { mark.ordinal };
             while let Some((&(ordinal, ratio), behind)) = ratios.split_first()
                 && ordinal < reached
@@ -234,6 +254,7 @@ impl<F: FrameSink> CallStacks<F> {
             fold.stack.now = now;
             fold.step(step, gap_from.take())?;
         }
+        self.young.settle(&mut fold, steps);
         for &(ordinal, ratio) in ratios {
             fold.stack.now = ns(Mark { ordinal, ..result.end }).max(fold.stack.now);
             fold.step(Step::Ratio(ratio), None)?;
@@ -303,7 +324,9 @@ impl<F: FrameSink> Fold<'_, F> {
             self.cut_all(Cut::Gap)?;
         }
         if frame.shown {
-            if let Some(returns_to) = frame.returns_to {
+            if F::RETURNS
+                && let Some(returns_to) = frame.returns_to
+            {
                 self.sink.returns_to(self.stream, returns_to);
             }
             self.sink.open(self.stream, self.stack.now, frame.name, inferred)?;

@@ -54,6 +54,28 @@ pub(super) enum Step {
     },
 }
 
+/// A [`Step`] as it is kept: equal numbers are of one site, and different ones may be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Numbered {
+    Call {
+        to: u32,
+        returns_to: u32,
+    },
+    Return {
+        to: u32,
+    },
+    Jump {
+        to: u32,
+        indirect: bool,
+    },
+    /// One of [`CallSteps::rare`].
+    Rare(u32),
+    Rounds {
+        head: u32,
+        times: u32,
+    },
+}
+
 /// Kinds of [`Kept`] steps, in the low bits of [`Kept::at`]; words are where it leads and, of a call, returns to.
 const CALL: u64 = 0;
 const RETURN: u64 = 1;
@@ -104,16 +126,21 @@ impl CallSteps {
 
     /// The steps, in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Mark, Step)> {
+        self.numbered().filter_map(|(mark, step)| Some((mark, self.step(step)?)))
+    }
+
+    /// The steps, in order, with numbers instead of sites.
+    #[inline]
+    pub(super) fn numbered(&self) -> impl Iterator<Item = (Mark, Numbered)> {
         let mut switches = 0;
         self.steps.iter().filter_map(move |kept| {
             let [to, returns_to] = kept.words;
             let step = match kept.at & KIND {
-                CALL => Step::Call { to: self.site(to), returns_to: self.site(returns_to).addr },
-                RETURN => Step::Return { to: self.site(to) },
-                JUMP => Step::Jump { to: self.site(to), indirect: false },
-                JUMP_INDIRECT => Step::Jump { to: self.site(to), indirect: true },
-                RARE => *self.rare.get(to as usize)?,
-                ROUNDS => Step::Rounds { head: self.site(to).addr, times: returns_to.into() },
+                CALL => Numbered::Call { to, returns_to },
+                RETURN => Numbered::Return { to },
+                kind @ (JUMP | JUMP_INDIRECT) => Numbered::Jump { to, indirect: kind == JUMP_INDIRECT },
+                RARE => Numbered::Rare(to),
+                ROUNDS => Numbered::Rounds { head: to, times: returns_to },
                 _ => {
                     switches = u64::from(to) | u64::from(returns_to) << 32;
                     return None;
@@ -123,8 +150,23 @@ impl CallSteps {
         })
     }
 
+    /// What the numbers mean.
+    pub(super) fn step(&self, step: Numbered) -> Option<Step> {
+        Some(match step {
+            Numbered::Call { to, returns_to } => {
+                Step::Call { to: self.site(to), returns_to: self.site(returns_to).addr }
+            }
+            Numbered::Return { to } => Step::Return { to: self.site(to) },
+            Numbered::Jump { to, indirect } => Step::Jump { to: self.site(to), indirect },
+            Numbered::Rare(index) => *self.rare.get(index as usize)?,
+            Numbered::Rounds { head, times } => {
+                Step::Rounds { head: self.site(head).addr, times: times.into() }
+            }
+        })
+    }
+
     #[inline]
-    fn site(&self, number: u32) -> Site {
+    pub(super) fn site(&self, number: u32) -> Site {
         if number & OTHER == 0 {
             return self.sites.site(number);
         }
@@ -371,6 +413,15 @@ impl Sink for CallSteps {
 
     fn finish(&mut self, graph: &mut Graph) {
         self.sites = graph.site_table();
+    }
+
+    fn forget_unit(&mut self) -> bool {
+        let Self { steps, rare, others, switches, sites, only: _ } = self;
+        steps.clear();
+        rare.clear();
+        others.clear();
+        (*switches, *sites) = (0, SiteTable::default());
+        true
     }
 }
 
