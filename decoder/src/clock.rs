@@ -200,10 +200,15 @@ impl Clock {
         if wanted.len() > own {
             wanted.sort_unstable();
         }
-        self.resolver.take(&self.notes, self.tie, not_all.then_some(&wanted));
+        // Where as much is told as there are points, hardly a point could go.
+        let few = not_all && 2 * wanted.len() < self.tie;
+        self.resolver.take(&self.notes, self.tie, few.then_some(&wanted));
         self.notes.drain(..self.tie);
         self.tie = 0;
-        if not_all {
+        if not_all && !few {
+            self.resolver.timeline().keep();
+            self.traced.keep();
+        } else if few {
             let timeline = self.resolver.timeline();
             let own = wanted.len();
             wanted.extend(timeline.offs_from(from));

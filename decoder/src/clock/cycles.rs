@@ -117,6 +117,11 @@ impl Cycles {
         self.thinned.checked_sub(1).and_then(|last| self.points.get(last)).map_or(0, |point| point.0)
     }
 
+    /// Keeps all points so far.
+    pub(super) fn keep(&mut self) {
+        self.thinned = self.points.len();
+    }
+
     /// Drops the points that no count at the `wanted` ordinals depends on.
     pub(super) fn thin(&mut self, wanted: &[u64]) {
         thin(&mut self.points, &mut self.thinned, wanted, |point| point.0);

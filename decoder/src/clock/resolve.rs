@@ -2,6 +2,7 @@
 
 use super::timeline::{Timeline, TimelineBuilder};
 use super::{Kind, Note};
+use std::ops::Range;
 
 /// A moment at which both the cycle count and the TSC are known.
 #[derive(Clone, Copy, Debug)]
@@ -12,6 +13,18 @@ struct Tie {
     dated: bool,
     sure: bool,
 }
+
+impl Tie {
+    /// The TSC at a cycle count behind it.
+    #[inline]
+    fn at(&self, cycles: u64, factor: f64) -> u64 {
+        // Rounded: neither is negative.
+        self.tsc.saturating_add((cycles.wrapping_sub(self.cycles) as f64 * factor + 0.5) as u64)
+    }
+}
+
+/// The cycle count at a transfer's own packet.
+const OWN: Kind = Kind::Cycles { own: true };
 
 /// Scales cycles to TSC ticks between ties.
 #[derive(Clone, Debug)]
@@ -47,7 +60,11 @@ impl Resolver {
     pub fn take(&mut self, notes: &[Note], count: usize, wanted: Option<&[u64]>) {
         let mut next_wanted = 0;
         let mut next_anchor = 0;
-        for (index, note) in notes.iter().enumerate().take(count) {
+        let mut index = 0;
+        let count = count.min(notes.len());
+        while index < count {
+            let note = &notes[index];
+            index += 1;
             match note.kind {
                 Kind::Anchor { tsc, dated, sure } => {
                     self.floating.push((note.ordinal, tsc));
@@ -55,29 +72,22 @@ impl Resolver {
                     if dated || self.tie.is_none_or(|tie| !tie.dated) {
                         let tie = Tie { cycles: note.cycles, tsc, dated, sure };
                         self.tie = Some(tie);
-                        self.factor = self.ahead(&notes[index + 1..], tie);
+                        self.factor = self.ahead(&notes[index..], tie);
                         self.last_factor = self.factor.or(self.last_factor);
                     }
                 }
-                Kind::Cycles { own: true }
-                    if wanted
-                        .is_some_and(|wanted| is_passed_over(notes, index, wanted, &mut next_wanted)) => {}
-                Kind::Cycles { own } => {
-                    let (Some(tie), Some(tsc)) = (self.tie, self.scale(note.cycles)) else {
-                        if own {
-                            self.settle(note.ordinal, self.floating.len() as u64 + 1);
-                        }
-                        continue;
-                    };
-                    next_anchor = next_anchor.max(index + 1);
+                OWN => {
+                    next_anchor = next_anchor.max(index);
                     let ceiling = ceiling(notes, &mut next_anchor);
-                    // Another packet says that it was before: the scale is not right.
-                    let exact = own && tie.dated && tie.sure && tsc <= ceiling;
-                    if own {
-                        self.settle(note.ordinal, self.floating.len() as u64 + 1);
-                        self.timeline.point(note.ordinal, tsc.min(ceiling), exact);
-                    } else {
-                        self.floating.push((note.ordinal, tsc.min(ceiling)));
+                    let run = notes[index..count].iter().take_while(|note| note.kind == OWN).count();
+                    let run = index - 1..index + run;
+                    index = run.end;
+                    self.transfers(notes, run, ceiling, wanted.map(|wanted| (wanted, &mut next_wanted)));
+                }
+                Kind::Cycles { .. } => {
+                    if let Some(tsc) = self.scale(note.cycles) {
+                        next_anchor = next_anchor.max(index);
+                        self.floating.push((note.ordinal, tsc.min(ceiling(notes, &mut next_anchor))));
                     }
                 }
                 Kind::Reached { here } => {
@@ -92,6 +102,30 @@ impl Resolver {
                     self.settle(0, 1);
                     self.timeline.off(note.ordinal);
                 }
+            }
+        }
+    }
+
+    /// Takes a run of transfers with their cycles; the next anchor is at `ceiling`.
+    fn transfers(
+        &mut self,
+        notes: &[Note],
+        run: Range<usize>,
+        ceiling: u64,
+        mut wanted: Option<(&[u64], &mut usize)>,
+    ) {
+        let scale = self.tie.zip(self.scale_factor());
+        for index in run {
+            if wanted.as_mut().is_some_and(|(wanted, next)| is_passed_over(notes, index, wanted, next)) {
+                continue;
+            }
+            let note = notes[index];
+            self.settle(note.ordinal, self.floating.len() as u64 + 1);
+            if let Some((tie, factor)) = scale {
+                let tsc = tie.at(note.cycles, factor);
+                // Where another packet says that it was before, the scale is not right.
+                let exact = tie.dated && tie.sure && tsc <= ceiling;
+                self.timeline.point(note.ordinal, tsc.min(ceiling), exact);
             }
         }
     }
@@ -120,8 +154,12 @@ impl Resolver {
     /// The TSC at a cycle count.
     fn scale(&self, cycles: u64) -> Option<u64> {
         let tie = self.tie?;
-        let factor = self.factor.or(self.by_ratio).or(self.last_factor)?;
-        Some(tie.tsc.saturating_add((cycles.wrapping_sub(tie.cycles) as f64 * factor).round() as u64))
+        Some(tie.at(cycles, self.scale_factor()?))
+    }
+
+    /// TSC ticks per cycle, as far as anything tells.
+    fn scale_factor(&self) -> Option<f64> {
+        self.factor.or(self.by_ratio).or(self.last_factor)
     }
 
     /// CBR. It is repeated in each PSB+: only another one says that the clock rate changed. What was tied before scales
@@ -184,8 +222,7 @@ fn is_passed_over(notes: &[Note], index: usize, wanted: &[u64], next: &mut usize
         return false;
     };
     let ordinal = notes[index].ordinal;
-    let own = Kind::Cycles { own: true };
-    if before.kind != own || behind.kind != own || ordinal <= before.ordinal || behind.ordinal <= ordinal {
+    if before.kind != OWN || behind.kind != OWN || ordinal <= before.ordinal || behind.ordinal <= ordinal {
         return false;
     }
     while wanted.get(*next).is_some_and(|wanted| *wanted <= before.ordinal) {

@@ -76,8 +76,10 @@ impl TimelineBuilder {
     /// Nothing comes to the last point any more: what lies between it and the one before counts for the usual rate.
     fn pair(&mut self, last: Point) {
         let Some(before) = self.before_last else { return };
-        let offs = &self.offs[self.offs_before..];
-        self.offs_before += offs.iter().take_while(|off| **off < before.ordinal).count();
+        if self.offs_before < self.offs.len() {
+            let offs = &self.offs[self.offs_before..];
+            self.offs_before += offs.iter().take_while(|off| **off < before.ordinal).count();
+        }
         if self.offs.get(self.offs_before).is_none_or(|off| *off >= last.ordinal) {
             self.ticks += last.at - before.until;
             self.instructions += last.ordinal - before.ordinal;
@@ -92,6 +94,11 @@ impl TimelineBuilder {
     /// Where flow was interrupted, from an ordinal on.
     pub fn offs_from(&self, ordinal: u64) -> &[u64] {
         &self.offs[count_below(&self.offs, ordinal)..]
+    }
+
+    /// Keeps all points so far.
+    pub fn keep(&mut self) {
+        self.thinned = self.points.len();
     }
 
     /// Drops the points that no time at the `wanted` ordinals depends on; those below [`Self::thinned_to`] are known
