@@ -5,6 +5,7 @@
 //! that never sees a [`pt::PtEncoder`].
 
 pub mod accuracy;
+pub mod frames;
 pub mod log;
 pub mod options;
 pub mod order;

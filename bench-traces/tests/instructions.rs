@@ -5,9 +5,12 @@
 //!
 //!     PTFLOW_RENEW=1 cargo test -p ptflow-bench-traces --test instructions
 
+mod kit;
+
+use kit::{MEASURED, build, count};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 const NAMES: [&str; 7] = ["lexer", "careful", "windows", "bulk", "bulk-no-timing", "clocked", "clocked-cyc"];
@@ -19,7 +22,7 @@ const OTHER_COMPILER: f64 = 20.0;
 #[test]
 fn instruction_counts() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/instructions.txt");
-    let gate = build();
+    let gate = build("gate");
     let found: BTreeMap<&str, u64> =
         NAMES.into_iter().map(|name| (name, instructions(&gate, name))).collect();
     let compiler = compiler();
@@ -52,28 +55,6 @@ fn instruction_counts() {
     );
 }
 
-/// The program, optimised: tests run in TARGET/PROFILE/deps.
-fn build() -> PathBuf {
-    let own = std::env::current_exe().expect("our own path");
-    let target = own.ancestors().nth(3).expect("a target folder");
-    let status = Command::new(env!("CARGO"))
-        .args([
-            "build",
-            "--quiet",
-            "--release",
-            "-p",
-            env!("CARGO_PKG_NAME"),
-            "--example",
-            "gate",
-            "--target-dir",
-        ])
-        .arg(target)
-        .status()
-        .expect("cargo runs");
-    assert!(status.success(), "the example builds");
-    target.join("release/examples/gate")
-}
-
 fn compiler() -> String {
     let output = Command::new("rustc").arg("--version").output().expect("rustc runs");
     String::from_utf8(output.stdout).expect("text").trim().to_owned()
@@ -84,20 +65,6 @@ fn instructions(gate: &Path, name: &str) -> u64 {
     if name.starts_with("clocked") {
         count(gate, &[], &[name]) - count(gate, &[], &[name, "prepare"])
     } else {
-        count(gate, &["--collect-atstart=no", "--toggle-collect=*measured*"], &[name])
+        count(gate, &MEASURED, &[name])
     }
-}
-
-fn count(gate: &Path, options: &[&str], arguments: &[&str]) -> u64 {
-    let output = Command::new("valgrind")
-        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        .args(options)
-        .arg(gate)
-        .args(arguments)
-        .output()
-        .expect("valgrind runs: install Debian's package valgrind");
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {text}");
-    let count = text.lines().find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok());
-    count.unwrap_or_else(|| panic!("{arguments:?}: valgrind counted nothing: {text}"))
 }

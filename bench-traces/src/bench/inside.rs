@@ -3,17 +3,15 @@
 use super::iptr;
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
+use ptflow_bench_traces::frames::Frames;
 use ptflow_decoder::image::{AddressSpaces, Images};
-use ptflow_decoder::jobs::calls::{CallStacks, CallSteps, FrameName, FrameSink};
-use ptflow_decoder::ledger::LossReason;
+use ptflow_decoder::jobs::calls::{CallStacks, CallSteps};
 use ptflow_decoder::oracle::{FileSection, SectionCache, Session, Walk, stretches};
 use ptflow_decoder::plan::{UNIT_BYTES, plan};
 use ptflow_decoder::run::{Options, in_order};
-use ptflow_decoder::units::Ns;
 use ptflow_decoder::walk::{Context, Engine};
 use ptflow_perf_import::images::{ImageSearch, ImageStore};
 use ptflow_perf_import::{Capture, PerfFile};
-use std::convert::Infallible;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -113,24 +111,6 @@ fn libipt(
         }
     }
     Ok((sum, took))
-}
-
-/// Counts frames.
-#[derive(Default)]
-struct Frames(u64);
-
-impl FrameSink for Frames {
-    type Error = Infallible;
-    fn open(&mut self, _: usize, _: Ns, _: FrameName, _: bool) -> Result<(), Infallible> {
-        self.0 += 1;
-        Ok(())
-    }
-    fn close(&mut self, _: usize, _: Ns) -> Result<(), Infallible> {
-        Ok(())
-    }
-    fn gap(&mut self, _: usize, _: Ns, _: Ns, _: LossReason) -> Result<(), Infallible> {
-        Ok(())
-    }
 }
 
 /// Calls and returns of every function with their times, folded into stacks and then forgotten.
