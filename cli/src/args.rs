@@ -116,6 +116,10 @@ pub struct ConvertArgs {
     /// in invocations that took longer: --around 'NAME:slower-than 2ms'
     #[arg(long, value_name = "NAME[:slower-than D]")]
     pub around: Option<Around>,
+    /// Show inlined functions, too, as slices of category `inlined`: as long as control is in their code, by the images'
+    /// debug information. Every instruction is looked at for it, which takes several times as long
+    #[arg(long)]
+    pub inlined: bool,
     /// Into N files, OUT.1-of-N.pftrace.gz and so on, each of some stretch of time with about as many slices, and each whole
     /// by itself: what is open where a part begins is drawn there in category `continued`. --max-slices is for each file.
     /// The capture is decoded twice: where to cut shows at its end

@@ -4,12 +4,13 @@ use crate::load::{self, Loaded};
 use crate::replay::pick::Nowhere;
 use crate::unknown_code::{self, UnknownCosts};
 use ptflow_decoder::image::Images;
-use ptflow_decoder::jobs::calls::{CallStacks, CallSteps, FrameSink, LoopSteps, OuterFrames};
+use ptflow_decoder::jobs::calls::{
+    CallStacks, CallSteps, FrameSink, InlineSteps, InlinedCode, LoopSteps, OuterFrames, UnitSteps,
+};
 use ptflow_decoder::ledger::Ledger;
 use ptflow_decoder::owners::ThreadId;
 use ptflow_decoder::plan::{Unit, Window};
 use ptflow_decoder::run::{self, Options};
-use ptflow_decoder::sink::Sink;
 use ptflow_decoder::walk::{Engine, UnitResult};
 use std::sync::Arc;
 
@@ -76,7 +77,7 @@ pub fn fold<S: FrameSink>(
 }
 
 /// What of a capture's frames a job needs.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Part {
     /// Of some windows, in order of time: frames that were open before one are known as far as it tells.
     pub windows: Vec<Window>,
@@ -86,11 +87,14 @@ pub struct Part {
     pub outer: OuterFrames,
     /// With the rounds of loops.
     pub loops: bool,
+    /// With inlined functions.
+    pub inlined: Option<Arc<dyn InlinedCode>>,
 }
 
 impl Default for Part {
     fn default() -> Self {
-        Self { windows: vec![Window::ALL], functions: None, outer: OuterFrames::default(), loops: false }
+        let windows = vec![Window::ALL];
+        Self { windows, functions: None, outer: OuterFrames::default(), loops: false, inlined: None }
     }
 }
 
@@ -133,17 +137,21 @@ fn run_part<S: FrameSink>(
     sink: S,
 ) -> Result<(CallStacks<S>, Folded<()>), S::Error> {
     let options = load::options(pool, Engine::Fast, progress);
-    match &part.functions {
-        Some(functions) => {
+    match (&part.functions, &part.inlined) {
+        (Some(functions), _) => {
             let new = || CallSteps::only(functions.clone());
             run_steps(loaded, images, &options, part, new, sink)
         }
-        None if part.loops => run_steps(loaded, images, &options, part, LoopSteps::default, sink),
-        None => run_steps(loaded, images, &options, part, CallSteps::default, sink),
+        (None, Some(inlined)) => {
+            let new = || InlineSteps::new(images, &**inlined);
+            run_steps(loaded, images, &options, part, new, sink)
+        }
+        (None, None) if part.loops => run_steps(loaded, images, &options, part, LoopSteps::default, sink),
+        (None, None) => run_steps(loaded, images, &options, part, CallSteps::default, sink),
     }
 }
 
-fn run_steps<P: Sink + Send + AsRef<CallSteps>, S: FrameSink>(
+fn run_steps<P: UnitSteps + Send, S: FrameSink>(
     loaded: &Loaded<'_>,
     images: &Images<'_>,
     options: &Options<'_>,
@@ -157,6 +165,9 @@ fn run_steps<P: Sink + Send + AsRef<CallSteps>, S: FrameSink>(
     let stacks = contexts.len() + loaded.capture.schedules.threads.len();
     let stacks = CallStacks::new(stacks, loaded.capture.config.time, sink);
     let mut stacks = stacks.with_outer(part.outer.clone());
+    if let Some(inlined) = &part.inlined {
+        stacks = stacks.with_inlined(inlined.clone());
+    }
     let (mut instructions, mut units) = (0, 0);
     let mut count = |result: &UnitResult| {
         instructions += result.end.instructions();
@@ -165,7 +176,8 @@ fn run_steps<P: Sink + Send + AsRef<CallSteps>, S: FrameSink>(
     let ledgers = if owners.iter().all(Vec::is_empty) {
         run::in_order_within(&contexts, options, &part.windows, new_steps, |unit, steps, result| {
             count(result);
-            stacks.take(unit, (*steps).as_ref(), result)
+            steps.end(result.end);
+            stacks.take(unit, steps.steps(), result)
         })
     } else {
         run::in_time_order_within(
@@ -175,8 +187,9 @@ fn run_steps<P: Sink + Send + AsRef<CallSteps>, S: FrameSink>(
             new_steps,
             |unit, steps, result, reach| {
                 count(result);
+                steps.end(result.end);
                 let stack = |thread| stack_of(loaded, contexts.len(), unit.stream, thread);
-                stacks.take_shared(unit, (*steps).as_ref(), result, stack, reach)
+                stacks.take_shared(unit, steps.steps(), result, stack, reach)
             },
         )
     }?;

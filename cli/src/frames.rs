@@ -10,10 +10,12 @@ use ptflow_decoder::profile::CodeAddr;
 use ptflow_decoder::units::{ImageId, Ns};
 use ptflow_exporters::budget::{Budget, Folding};
 use ptflow_exporters::timeline::{Category, Name, Track, Work};
+use ptflow_perf_import::inlined::InlinedImages;
 use ptflow_perf_import::symbols::FunctionNames;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::Arc;
 
 /// Frames as slices on the threads' tracks.
 pub struct Frames<'n> {
@@ -33,6 +35,9 @@ pub struct Frames<'n> {
     gaps: Vec<Option<Track>>,
     /// What is drawn as curves, by stack; `None` where nothing is.
     counters: Option<Vec<Counters>>,
+    /// What inlined functions are called, where they are shown.
+    inlined: Option<Arc<InlinedImages>>,
+    inlined_names: FxHashMap<String, Name>,
     /// The first and last time of each stack.
     seen: Vec<Option<(Ns, Ns)>>,
     /// What each stack's thread executed so far; `None` where nobody wants to know.
@@ -84,6 +89,8 @@ impl<'n> Frames<'n> {
             function_names: vec![[None; 2]; functions.len()],
             counters: None,
             work: None,
+            inlined: None,
+            inlined_names: FxHashMap::default(),
             seen: vec![None; tracks.len()],
             gap_names: FxHashMap::default(),
             gaps: vec![None; tracks.len()],
@@ -113,6 +120,12 @@ impl<'n> Frames<'n> {
             self.timeline.forget_cycles(track);
         }
         self.timeline.executed(track, executed.sums);
+    }
+
+    /// Knows the names of inlined functions.
+    pub fn with_inlined(mut self, inlined: Option<Arc<InlinedImages>>) -> Self {
+        self.inlined = inlined;
+        self
     }
 
     /// How many threads there are.
@@ -205,6 +218,10 @@ impl<'n> Frames<'n> {
         let image = |id: ImageId| self.images.get(id.0 as usize).map_or("?", String::as_str);
         let (text, category) = match frame {
             FrameName::Function(id) => (self.functions.get(id).to_owned(), Category::Function),
+            FrameName::Inlined(id) => {
+                let name = self.inlined.as_ref().map_or("?", |inlined| inlined.name(id));
+                (name.to_owned(), Category::Inlined)
+            }
             FrameName::Unnamed(CodeAddr { image: Some(id), addr }) => {
                 (format!("{}+{addr:#x}", image(id)), Category::Function)
             }
@@ -215,7 +232,18 @@ impl<'n> Frames<'n> {
             FrameName::Untraced => ("[untraced]".to_owned(), Category::Untraced),
         };
         let category = if inferred && category == Category::Function { Category::Inferred } else { category };
-        let name = self.timeline.name(&text, category);
+        let name = match frame {
+            // Inlined at many places, it has one name.
+            FrameName::Inlined(_) => match self.inlined_names.get(&text) {
+                Some(name) => *name,
+                None => {
+                    let name = self.timeline.name(&text, category);
+                    self.inlined_names.insert(text, name);
+                    name
+                }
+            },
+            _ => self.timeline.name(&text, category),
+        };
         self.names.insert((frame, inferred), name);
         if let FrameName::Function(id) = frame
             && let Some(names) = self.function_names.get_mut(id.0 as usize)
@@ -231,7 +259,8 @@ impl FrameSink for Frames<'_> {
     const CYCLES: bool = true;
 
     fn open(&mut self, stream: usize, at: Ns, name: FrameName, inferred: bool) -> io::Result<()> {
-        let is_call = !inferred && !matches!(name, FrameName::Syscall | FrameName::Untraced);
+        let is_call =
+            !inferred && !matches!(name, FrameName::Syscall | FrameName::Untraced | FrameName::Inlined(_));
         self.see(stream, at, is_call);
         let name = self.name(name, inferred);
         let track = self.track(stream)?;

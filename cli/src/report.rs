@@ -5,6 +5,7 @@ use anyhow::Context as _;
 use ptflow_decoder::ledger::Ledger;
 use ptflow_exporters::budget::Folding;
 use ptflow_exporters::output::Output;
+use ptflow_exporters::timeline::Category;
 use serde::Serialize;
 use std::io::Write as _;
 use std::path::Path;
@@ -40,6 +41,9 @@ struct Folded {
     slices: u64,
     folded: u64,
     calls: Vec<Function>,
+    /// Inlined functions, which nobody calls.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    inlined: Vec<Function>,
 }
 
 /// The calls of a function; times are with what it called. What ran before its call could be seen is of category
@@ -56,7 +60,7 @@ struct Function {
 
 impl Folded {
     fn new(folding: &Folding) -> Self {
-        let calls = folding.functions.iter().map(|((category, function), calls)| Function {
+        let functions = folding.functions.iter().map(|((category, function), calls)| Function {
             function: function.clone(),
             category: category.name(),
             kept: calls.kept,
@@ -64,11 +68,14 @@ impl Folded {
             folded: calls.folded,
             folded_ns: calls.folded_ns,
         });
+        let is_inlined = |function: &Function| function.category == Category::Inlined.name();
+        let (inlined, calls) = functions.partition(is_inlined);
         Self {
             min_duration_ns: folding.min_ns,
             slices: folding.slices,
             folded: folding.folded,
-            calls: calls.collect(),
+            calls,
+            inlined,
         }
     }
 }

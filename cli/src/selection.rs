@@ -7,12 +7,13 @@ use crate::find_invocations::{What, find_invocations};
 use crate::load::Loaded;
 use anyhow::bail;
 use ptflow_decoder::image::Images;
-use ptflow_decoder::jobs::calls::FrameSink;
+use ptflow_decoder::jobs::calls::{FrameSink, InlinedCode};
 use ptflow_decoder::jobs::clip::{Clip, Stretch};
 use ptflow_decoder::jobs::invocations::{Recursion, flags};
 use ptflow_decoder::jobs::subtrees::Subtrees;
 use ptflow_decoder::plan::Window;
 use ptflow_decoder::units::Ns;
+use ptflow_perf_import::inlined::InlinedImages;
 use std::sync::Arc;
 
 /// What is shown.
@@ -23,6 +24,8 @@ pub struct Selection {
     windows: Vec<Window>,
     /// Only what these functions call, by flag.
     functions: Option<Arc<[bool]>>,
+    /// With inlined functions.
+    inlined: Option<Arc<InlinedImages>>,
 }
 
 impl Selection {
@@ -56,7 +59,13 @@ impl Selection {
                 windows.map(exact).collect()
             }
         };
-        Ok(Self { stretches, windows, functions })
+        let inlined = args.inlined.then(|| Arc::new(loaded.store.inlined()));
+        Ok(Self { stretches, windows, functions, inlined })
+    }
+
+    /// What knows the inlined functions, where they are asked for.
+    pub fn inlined(&self) -> Option<Arc<InlinedImages>> {
+        self.inlined.clone()
     }
 
     /// Nothing is left out.
@@ -73,13 +82,14 @@ impl Selection {
         progress: &(dyn Fn(u64) + Sync),
         sink: S,
     ) -> Result<Folded<S>, S::Error> {
-        let mut part = Part { windows: self.windows.clone(), ..Part::default() };
+        let inlined = self.inlined.clone().map(|inlined| inlined as Arc<dyn InlinedCode>);
+        let mut part = Part { windows: self.windows.clone(), inlined, ..Part::default() };
         if let [window @ Window { from: Some(_), .. }] = self.windows[..] {
             part.outer = call_stacks::outer_frames(loaded, images, pool, window);
         }
         let stretches = self.stretches.clone().unwrap_or_else(|| vec![(Ns(0), Ns(u64::MAX))]);
         match (&self.stretches, &self.functions) {
-            (None, None) => call_stacks::fold(loaded, images, pool, progress, sink),
+            (None, None) => call_stacks::fold_part(loaded, images, pool, progress, &part, sink),
             (_, None) => {
                 let sink = Clip::new(stretches, sink);
                 let folded = call_stacks::fold_part(loaded, images, pool, progress, &part, sink)?;

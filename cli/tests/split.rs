@@ -48,8 +48,8 @@ fn joined(parts: &[PathBuf]) -> (Vec<Slice>, Vec<usize>) {
                 let index = last[&place];
                 let whole = &mut whole[index];
                 assert_eq!((&whole.name, whole.end, whole.inside), (&slice.name, slice.begin, inside));
-                assert_eq!(whole.folded, Value::Null, "what is folded is told once");
-                (whole.end, whole.folded) = (slice.end, slice.folded);
+                assert_eq!(whole.args, Value::Null, "what is folded is told once");
+                (whole.end, whole.args) = (slice.end, slice.args);
                 places.push((index, depth));
             } else {
                 last.insert(place, whole.len());

@@ -53,8 +53,8 @@ fn begun_in(slices: &[Slice], (from, to): (u64, u64), least: u64) -> Vec<Slice> 
         if (from..=to).contains(&slice.begin) && !before && long {
             places[index] = Some(found.len());
             let inside = slice.inside.and_then(|outer| places[outer]);
-            let folded = if slice.end < to { slice.folded.clone() } else { Value::Null };
-            found.push(Slice { end: slice.end.min(to), inside, folded, ..slice.clone() });
+            let args = if slice.end < to { slice.args.clone() } else { Value::Null };
+            found.push(Slice { end: slice.end.min(to), inside, args, ..slice.clone() });
         }
     }
     found

@@ -47,9 +47,9 @@ pub struct Folding {
     pub depth: Option<usize>,
     /// Slices that were written, holes in the trace included.
     pub slices: u64,
-    /// Calls that were not.
+    /// Slices that were not: calls, and inlined functions.
     pub folded: u64,
-    /// Of those, what was folded into no slice because nothing that is shown called it.
+    /// Of those calls, what was folded into no slice because nothing that is shown called it.
     pub outside: Folded,
     /// By category and name of the slice.
     pub functions: BTreeMap<(Category, String), Calls>,
@@ -163,6 +163,15 @@ impl Slice {
     }
 }
 
+/// Folds a slice into another.
+fn take(folded: &mut Folded, slice: &Slice, direct: bool, is_inlined: bool) {
+    if is_inlined {
+        folded.take_over(&slice.folded, direct);
+    } else {
+        folded.take(&slice.folded, slice.duration(), direct);
+    }
+}
+
 impl Budget {
     /// A budget for what `inner` gets.
     pub fn new(inner: Box<dyn Timeline>, limits: Limits) -> Self {
@@ -210,6 +219,11 @@ impl Budget {
         &mut self.tracks[index]
     }
 
+    fn is_inlined(&self, name: Name) -> bool {
+        let named = self.names.get(name.0 as usize).and_then(Option::as_ref);
+        named.is_some_and(|named| named.category == Category::Inlined)
+    }
+
     fn count(&mut self, slice: &Slice, kept: bool) {
         let Some(Some(named)) = self.names.get_mut(slice.name.0 as usize) else { return };
         let calls = &mut named.calls;
@@ -253,6 +267,8 @@ impl Budget {
     fn fold_track(&mut self, calling: &mut Calling) {
         // Places of the kept slices around the one that is looked at.
         let mut around: Vec<usize> = Vec::new();
+        // The level of the outermost folded call around it.
+        let mut folded_call: Option<u32> = None;
         let mut kept = 0;
         for place in 0..calling.slices.len() {
             let slice = calling.slices[place];
@@ -268,10 +284,12 @@ impl Budget {
                 kept += 1;
                 continue;
             }
-            let direct = around.len() == slice.level as usize;
-            match around.last() {
-                Some(outer) => calling.slices[*outer].folded.take(&slice.folded, slice.duration(), direct),
-                None => self.outside.take(&slice.folded, slice.duration(), direct),
+            let is_inlined = self.is_inlined(slice.name);
+            folded_call = folded_call.filter(|level| *level < slice.level);
+            let folded = around.last().map_or(&mut self.outside, |outer| &mut calling.slices[*outer].folded);
+            take(folded, &slice, folded_call.is_none(), is_inlined);
+            if !is_inlined {
+                folded_call = folded_call.or(Some(slice.level));
             }
             self.count(&slice, false);
         }
@@ -409,10 +427,13 @@ impl Budget {
         if !is_kept {
             // What it called is shorter and deeper, thus folded already: it is the last one stored.
             calling.truncate(place);
-            match calling.open.last() {
-                Some(outer) => calling.slices[*outer].folded.take(&slice.folded, slice.duration(), true),
-                None => self.outside.take(&slice.folded, slice.duration(), true),
-            }
+            let outer = calling.open.last().copied();
+            let is_inlined = self.is_inlined(slice.name);
+            let folded = match outer {
+                Some(outer) => &mut self.calling(track).slices[outer].folded,
+                None => &mut self.outside,
+            };
+            take(folded, &slice, true, is_inlined);
             self.stored -= 1;
             self.count(&slice, false);
         }

@@ -360,7 +360,7 @@ fn annotations(Args { folded, work }: Args) -> [Option<Value>; ANNOTATIONS.len()
     [count(folded.calls), count(folded.ns), instructions, cycles, ipc]
 }
 
-const CATEGORIES: [Category; 7] = [
+const CATEGORIES: [Category; 8] = [
     Category::Function,
     Category::Inferred,
     Category::Untraced,
@@ -368,6 +368,7 @@ const CATEGORIES: [Category; 7] = [
     Category::Folded,
     Category::OffCpu,
     Category::Continued,
+    Category::Inlined,
 ];
 
 fn category_iid(category: Category) -> u64 {

@@ -18,6 +18,8 @@ pub struct Name(pub u32);
 pub enum Category {
     /// A function.
     Function,
+    /// A function that was inlined into the one around it.
+    Inlined,
     /// A function that was entered before its first event here.
     Inferred,
     /// Time without trace: a system call, for one.
@@ -37,6 +39,7 @@ impl Category {
     pub fn name(self) -> &'static str {
         match self {
             Self::Function => "function",
+            Self::Inlined => "inlined",
             Self::Inferred => "inferred",
             Self::Untraced => "untraced",
             Self::Gap => "gap",
@@ -62,6 +65,15 @@ impl Folded {
         self.calls = self.calls.saturating_add(within.calls).saturating_add(1);
         if direct {
             self.ns = self.ns.saturating_add(ns);
+        }
+    }
+
+    /// Takes what was folded into something that is no call itself: an inlined function that is not shown is again what it
+    /// was, a part of the one around it.
+    pub fn take_over(&mut self, within: &Self, direct: bool) {
+        self.calls = self.calls.saturating_add(within.calls);
+        if direct {
+            self.ns = self.ns.saturating_add(within.ns);
         }
     }
 }

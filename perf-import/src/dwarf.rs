@@ -9,6 +9,7 @@ use gimli::{
 use object::{Object, ObjectSection, ObjectSymbol};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 type Reader<'d> = EndianSlice<'d, LittleEndian>;
 type Entry<'d> = gimli::DebuggingInformationEntry<Reader<'d>>;
@@ -74,6 +75,9 @@ pub struct SourceFunction<'d> {
 /// A stretch of code that was inlined.
 #[derive(Clone, Copy, Debug)]
 struct Inlined<'d> {
+    /// The number of its entry, and of that which it lies in: in all functions, from 0.
+    number: usize,
+    around: Option<usize>,
     depth: usize,
     start: u64,
     end: u64,
@@ -106,6 +110,21 @@ const DEEPEST: usize = 256;
 impl<'d> SourceMap<'d> {
     /// Reads what there is; empty where there is nothing, and without what cannot be read.
     pub fn read(sections: &'d DebugSections<'_>) -> Self {
+        Self::read_parts(sections, true)
+    }
+
+    /// The same without lines.
+    pub(crate) fn read_functions(sections: &'d DebugSections<'_>) -> Self {
+        Self::read_parts(sections, false)
+    }
+
+    /// Every stretch of inlined code, with the number of its function's entry, of the entry that this lies in, and its name.
+    pub(crate) fn inlined(&self) -> impl Iterator<Item = (Range<u64>, usize, Option<usize>, &'d str)> {
+        let stretches = self.functions.iter().flat_map(|function| &function.inlined);
+        stretches.map(|part| (part.start..part.end, part.number, part.around, part.origin.name))
+    }
+
+    fn read_parts(sections: &'d DebugSections<'_>, with_lines: bool) -> Self {
         let section = |id: gimli::SectionId| {
             let data = sections.sections.get(id.name()).map(|data| &data[..]);
             Ok::<_, gimli::Error>(EndianSlice::new(data.unwrap_or_default(), LittleEndian))
@@ -118,11 +137,14 @@ impl<'d> SourceMap<'d> {
                 units.push(unit);
             }
         }
-        let mut walk = Walk { dwarf: &dwarf, units: &units, origins: HashMap::new(), map: Self::default() };
+        let map = Self::default();
+        let mut walk = Walk { dwarf: &dwarf, units: &units, origins: HashMap::new(), map, inlined: 0 };
         for (index, unit) in units.iter().enumerate() {
             // What is read before an error stands.
             let _ = walk.functions(index, unit);
-            let _ = walk.lines(unit);
+            if with_lines {
+                let _ = walk.lines(unit);
+            }
         }
         let mut map = walk.map;
         for (index, function) in map.functions.iter_mut().enumerate() {
@@ -213,12 +235,15 @@ struct Walk<'a, 'd> {
     units: &'a [Unit<Reader<'d>>],
     origins: HashMap<(usize, UnitOffset), Origin<'d>>,
     map: SourceMap<'d>,
+    /// Entries of inlined functions so far.
+    inlined: usize,
 }
 
 impl<'d> Walk<'_, 'd> {
     fn functions(&mut self, index: usize, unit: &Unit<Reader<'d>>) -> gimli::Result<()> {
-        // The functions and inlined functions that the entry lies in: depth of the entry, function, depth of inlining.
-        let mut open: Vec<(isize, usize, usize)> = Vec::new();
+        // The functions and inlined functions that the entry lies in: depth of the entry, function, depth of inlining, and
+        // number of the inlined function.
+        let mut open: Vec<(isize, usize, usize, Option<usize>)> = Vec::new();
         let mut entries = unit.entries();
         while let Some(entry) = entries.next_dfs()? {
             let at = entry.depth();
@@ -236,7 +261,7 @@ impl<'d> Walk<'_, 'd> {
                         continue;
                     }
                     let entry_pc = self.entry_pc(unit, entry)?.or(ranges.first().map(|range| range.0));
-                    open.push((at, self.map.functions.len(), 0));
+                    open.push((at, self.map.functions.len(), 0, None));
                     self.map.functions.push(SourceFunction {
                         name: origin.name,
                         declared: origin.declared,
@@ -247,17 +272,27 @@ impl<'d> Walk<'_, 'd> {
                     });
                 }
                 dw::DW_TAG_inlined_subroutine => {
-                    let Some(&(_, function, depth)) = open.last() else { continue };
+                    let Some(&(_, function, depth, around)) = open.last() else { continue };
                     let (ranges, origin) = (self.ranges(unit, entry)?, self.origin(index, entry.offset()));
                     if depth >= DEEPEST {
                         continue;
                     }
-                    open.push((at, function, depth + 1));
-                    let number =
+                    // Of what has no code nothing is told: what lies in it lies in what is around.
+                    let number = self.inlined;
+                    self.inlined += usize::from(!ranges.is_empty());
+                    open.push((
+                        at,
+                        function,
+                        depth + 1,
+                        if ranges.is_empty() { around } else { Some(number) },
+                    ));
+                    let told =
                         |name| entry.attr_value(name).and_then(|value| value.udata_value()).unwrap_or(0);
                     let (call_line, call_discriminator) =
-                        (number(dw::DW_AT_call_line), number(dw::DW_AT_GNU_discriminator));
+                        (told(dw::DW_AT_call_line), told(dw::DW_AT_GNU_discriminator));
                     let inlined = ranges.into_iter().map(|(start, end)| Inlined {
+                        number,
+                        around,
                         depth,
                         start,
                         end,

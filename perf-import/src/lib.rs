@@ -17,6 +17,7 @@ pub mod features;
 pub mod file;
 mod header;
 pub mod images;
+pub mod inlined;
 pub mod lines;
 pub mod process;
 pub mod pseudo_probes;

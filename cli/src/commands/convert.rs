@@ -68,7 +68,7 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     // Without a clock there is nothing to draw a curve over, and text has no curves.
     let curves = format != Format::Text && loaded.capture_first_pt().is_some();
     let fold = |timeline: Budget| -> io::Result<Folded<Frames<'_>>> {
-        let mut frames = Frames::new(&loaded, &functions, timeline, all)?;
+        let mut frames = Frames::new(&loaded, &functions, timeline, all)?.with_inlined(selection.inlined());
         if curves {
             frames = frames.with_counters();
         }

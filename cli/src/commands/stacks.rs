@@ -129,6 +129,8 @@ fn frame_name(loaded: &Loaded<'_>, functions: &FunctionNames, name: FrameName) -
         FrameName::Unnamed(CodeAddr { image: Some(id), addr }) => format!("{}+{addr:#x}", image(id)),
         FrameName::Unnamed(CodeAddr { image: None, addr }) => format!("{addr:#x}"),
         FrameName::Image(id) => format!("[{}]", image(id)),
+        // Nobody asks for them here.
+        FrameName::Inlined(_) => "[inlined]".to_owned(),
         FrameName::NoImage => "[no image]".to_owned(),
         FrameName::Syscall => "[syscall]".to_owned(),
         FrameName::Untraced => "[untraced]".to_owned(),

@@ -70,6 +70,8 @@ pub fn frame_name(session: &Session<'_>, frame: FrameName) -> String {
         FrameName::Function(id) => session.functions.get(id).to_owned(),
         FrameName::Unnamed(addr) => format!("{}{:#x}", image_before(session, addr.image), addr.addr),
         FrameName::Image(image) => format!("[{}]", image_name(session, image)),
+        // Nobody asks for them here.
+        FrameName::Inlined(_) => "[inlined]".to_owned(),
         FrameName::NoImage => "[no image]".to_owned(),
         FrameName::Syscall => "[syscall]".to_owned(),
         FrameName::Untraced => "[untraced]".to_owned(),

@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// A slice: what it is, when, what it lies in (among those of its thread), and what is folded into it.
+/// A slice: what it is, when, what it lies in (among those of its thread), and what is said of it.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Slice {
     pub tid: u64,
@@ -14,7 +14,7 @@ pub struct Slice {
     pub begin: u64,
     pub end: u64,
     pub inside: Option<usize>,
-    pub folded: Value,
+    pub args: Value,
 }
 
 /// A time in a JSON number: a double tells nanoseconds of microseconds well enough, and what was written is on the line.
@@ -47,11 +47,11 @@ pub fn read(path: &Path) -> Vec<Slice> {
                 let begin = origin + ns(event);
                 let inside = open.last().copied();
                 open.push(slices.len());
-                slices.push(Slice { tid, name, category, begin, end: 0, inside, folded: Value::Null });
+                slices.push(Slice { tid, name, category, begin, end: 0, inside, args: Value::Null });
             }
             Some("E") => {
                 let slice = &mut slices[open.pop().expect("something is open")];
-                (slice.end, slice.folded) = (origin + ns(event), event["args"].clone());
+                (slice.end, slice.args) = (origin + ns(event), event["args"].clone());
             }
             _ => {}
         }

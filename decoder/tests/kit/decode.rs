@@ -11,7 +11,9 @@ use ptflow_decoder::image::{
     Mapping,
 };
 use ptflow_decoder::jobs::branches::{BranchList, Line};
-use ptflow_decoder::jobs::calls::{CallStacks, CallSteps, Cut, FrameName, FrameSink};
+use ptflow_decoder::jobs::calls::{
+    CallStacks, CallSteps, Cut, FrameName, FrameSink, InlineSteps, InlinedCode, InlinedId, UnitSteps,
+};
 use ptflow_decoder::jobs::invocations::{Invocation, Invocations, Recursion};
 use ptflow_decoder::ledger::{Ledger, LossReason};
 use ptflow_decoder::profile::CodeAddr;
@@ -20,7 +22,7 @@ use ptflow_decoder::sink::{Branch, Event, Leave, Mark, Run, Sink};
 use ptflow_decoder::stream::{Break, Piece, TraceStream};
 use ptflow_decoder::units::{AuxOffset, ImageId, Ip, Ns, Svma, Tsc};
 use ptflow_decoder::walk::{Context, Engine};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 /// Pools that all tests of a binary share.
 static POOLS: LazyLock<[rayon::ThreadPool; 3]> = LazyLock::new(|| {
@@ -136,6 +138,21 @@ impl FrameSink for FrameLog {
     }
 }
 
+/// Code of which every other stripe of some bytes is inlined, and every fourth within the one before it.
+struct Stripes;
+
+impl InlinedCode for Stripes {
+    fn at(&self, code: CodeAddr) -> Option<InlinedId> {
+        let number = (code.addr / 8) as u32;
+        Some(InlinedId { image: code.image?, number }).filter(|_| number % 2 == 1)
+    }
+
+    fn around(&self, inner: InlinedId) -> Option<InlinedId> {
+        let number = inner.number.checked_sub(2)?;
+        (inner.number % 4 == 3).then_some(InlinedId { number, ..inner })
+    }
+}
+
 /// What a profile run gave.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Profile {
@@ -243,12 +260,54 @@ impl<'m> Subject<'m> {
         let differ = frames.0.iter().zip(&all.0).position(|(frames, all)| frames != all);
         let differ = differ.map(|at| (&frames.0[at.saturating_sub(4)..=at], &all.0[at..=at]));
         assert!(frames.0 == all.0, "{how:?}: times depend on what was dropped: {differ:?}");
+        calls.extend(self.inlined(stream, how, &frames));
         let asked: Vec<bool> = (0..64).map(|id| id % 3 == 0).collect();
         let every = self.invocations(stream, how, &asked, CallSteps::default());
         let only = self.invocations(stream, how, &asked, CallSteps::only(asked.clone().into()));
         let differ = every.iter().zip(&only).find(|(every, only)| every != only);
         assert!(every == only, "{how:?}: invocations depend on what was left out: {differ:x?}");
         calls
+    }
+
+    /// Frames with inlined functions, of which there are some everywhere: without them, they are the others.
+    fn inlined(&self, stream: &TraceStream<'m>, how: How, others: &FrameLog) -> Vec<String> {
+        let stacks = CallStacks::new(1, None, FrameLog::default());
+        let mut stacks = stacks.with_inlined(Arc::new(Stripes));
+        let done = run::in_order::<InlineSteps<'_>, ()>(
+            &[self.context(stream)],
+            &options(how),
+            |_| InlineSteps::new(&self.images, &Stripes),
+            |unit, steps, result| {
+                steps.end(result.end);
+                stacks.take(unit, steps.steps(), result)
+            },
+        );
+        done.expect("the fold never fails");
+        let all = stacks.finish().expect("never fails").0;
+        // What is open, and whether it is inlined.
+        let mut open: Vec<bool> = Vec::new();
+        let mut left = Vec::new();
+        for told in &all {
+            let is_inlined = match told {
+                Told::Open(_, name, _) => {
+                    open.push(matches!(name, FrameName::Inlined(_)));
+                    open.last().copied()
+                }
+                Told::Close(_) | Told::Cut(..) => open.pop(),
+                Told::Gap(..) => Some(false),
+                _ => Some(true),
+            };
+            if !is_inlined.expect("what ends has begun") {
+                left.push(told);
+            }
+        }
+        let is_frame =
+            |told: &&Told| matches!(told, Told::Open(..) | Told::Close(_) | Told::Cut(..) | Told::Gap(..));
+        assert!(
+            left.iter().copied().eq(others.0.iter().filter(is_frame)),
+            "{how:?}: inlined functions change frames"
+        );
+        all.iter().filter(is_frame).map(|told| format!("{told:x?}")).collect()
     }
 
     fn invocations(

@@ -6,11 +6,12 @@ use ptflow_decoder::image::{CodeImage, CodeRegion};
 use ptflow_decoder::units::Svma;
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A mapped ELF file.
 #[derive(Debug)]
 pub(super) struct Elf {
-    pub map: memmap2::Mmap,
+    pub map: Arc<memmap2::Mmap>,
     /// Its build id in hex.
     pub build_id: Option<String>,
     segments: Vec<Segment>,
@@ -54,7 +55,7 @@ impl Elf {
                 executable: (header.p_flags(endian).0 & elf::PF_X.0) != 0,
             })
             .collect();
-        Some(Self { map, build_id, segments })
+        Some(Self { map: Arc::new(map), build_id, segments })
     }
 
     /// Name and checksum of the file with its symbols, where it says.

@@ -6,6 +6,7 @@ mod spaces;
 
 pub use search::{ImageSearch, Status};
 
+use crate::inlined::InlinedImages;
 use crate::lines::Lines;
 use crate::process::{FileId, MappedFile};
 use crate::symbols::{FunctionNames, SymbolTable};
@@ -161,6 +162,15 @@ impl ImageStore {
     /// The source lines of an image; what is asked for is read then.
     pub fn lines(&self, image: ImageId) -> Lines<'_> {
         self.file(image).map(ImageFile::lines).unwrap_or_default()
+    }
+
+    /// The inlined functions of all images; a file's are read when they are asked for first.
+    pub fn inlined(&self) -> InlinedImages {
+        let files = self.files.iter().map(|file| {
+            let elfs = file.elf.iter().chain(file.debug.iter().map(|(_, elf)| elf));
+            elfs.map(|elf| elf.map.clone()).collect()
+        });
+        InlinedImages::new(files.collect(), self.images.iter().map(|file| file.0 as usize).collect())
     }
 
     /// The code with the functions in it, and their names. The images of one file share their functions.

@@ -2,6 +2,7 @@
 //!
 //! Every branch is walked for it, which no other job of call stacks needs: it is for the few units that are replayed.
 
+use super::UnitSteps;
 use super::steps::CallSteps;
 use crate::graph::{Exit, Graph, SiteTable};
 use crate::profile::{CodeAddr, EdgeKind};
@@ -11,15 +12,9 @@ use crate::sink::{Branch, Event, Leave, Mark, Run, Sink};
 #[derive(Clone, Default, Debug)]
 pub struct LoopSteps(CallSteps);
 
-impl AsRef<CallSteps> for LoopSteps {
-    fn as_ref(&self) -> &CallSteps {
+impl UnitSteps for LoopSteps {
+    fn steps(&self) -> &CallSteps {
         &self.0
-    }
-}
-
-impl AsRef<CallSteps> for CallSteps {
-    fn as_ref(&self) -> &Self {
-        self
     }
 }
 

@@ -21,15 +21,21 @@
 //!
 //! Why, and what these rules cannot know: docs/STACKS.md.
 //!
+//! Inlined functions are slices within a frame, where somebody knows them (`inlined.rs`).
+//!
 //! A CPU's units are of several threads: `shared.rs` hands each thread its own steps, in order of time.
 
 mod aside;
+mod inline_steps;
+mod inlined;
 mod loops;
 mod outer;
 mod shared;
 mod steps;
 mod young;
 
+pub use inline_steps::InlineSteps;
+pub use inlined::{InlinedCode, InlinedId};
 pub use loops::LoopSteps;
 pub use steps::CallSteps;
 
@@ -38,13 +44,14 @@ use crate::image::FunctionId;
 use crate::ledger::LossReason;
 use crate::plan::Unit;
 use crate::profile::CodeAddr;
-use crate::sink::{Mark, Off, Site};
+use crate::sink::{Mark, Off, Sink, Site};
 use crate::units::{ImageId, Ns};
 use crate::walk::UnitResult;
 use aside::Aside;
 use outer::Outer;
 pub use outer::OuterFrames;
 use shared::Shared;
+use std::sync::Arc;
 use steps::Step;
 use young::Young;
 
@@ -53,6 +60,8 @@ use young::Young;
 pub enum FrameName {
     /// A function.
     Function(FunctionId),
+    /// A function that was inlined there, as long as control is in its code.
+    Inlined(InlinedId),
     /// A function that no symbol names, by its first instruction.
     Unnamed(CodeAddr),
     /// Code of an image that no symbol covers; where its function begins is not known.
@@ -129,6 +138,8 @@ struct Frame {
     /// Frames of PLT stubs are not shown.
     shown: bool,
     kind: Kind,
+    /// The inlined function that it is in.
+    inlined: Option<InlinedId>,
 }
 
 /// What a frame does to those around it.
@@ -173,6 +184,22 @@ pub struct CallStacks<F> {
     stacks: Vec<Stack>,
     shared: Shared,
     young: Young,
+    inlined: Option<Arc<dyn InlinedCode>>,
+}
+
+/// What a unit's walk leaves for [`CallStacks`].
+pub trait UnitSteps: Sink {
+    /// The walk is done, and ended there.
+    fn end(&mut self, _end: Mark) {}
+
+    /// The steps.
+    fn steps(&self) -> &CallSteps;
+}
+
+impl UnitSteps for CallSteps {
+    fn steps(&self) -> &CallSteps {
+        self
+    }
 }
 
 impl<F: FrameSink> CallStacks<F> {
@@ -180,7 +207,14 @@ impl<F: FrameSink> CallStacks<F> {
     /// instructions.
     pub fn new(stacks: usize, time: Option<TscConversion>, sink: F) -> Self {
         let stacks = vec![Stack::default(); stacks];
-        Self { sink, time, stacks, shared: Shared::default(), young: Young::default() }
+        let (shared, young) = (Shared::default(), Young::default());
+        Self { sink, time, stacks, shared, young, inlined: None }
+    }
+
+    /// Shows inlined functions, as [`InlineSteps`] tell.
+    pub fn with_inlined(mut self, inlined: Arc<dyn InlinedCode>) -> Self {
+        self.inlined = Some(inlined);
+        self
     }
 
     /// Knows what was open before what comes now.
@@ -199,8 +233,12 @@ impl<F: FrameSink> CallStacks<F> {
 
     /// Takes the next unit of its stream.
     pub fn take(&mut self, unit: &Unit, steps: &CallSteps, result: &UnitResult) -> Result<(), F::Error> {
-        let mut fold =
-            Fold { stack: &mut self.stacks[unit.stream], sink: &mut self.sink, stream: unit.stream };
+        let mut fold = Fold {
+            stack: &mut self.stacks[unit.stream],
+            sink: &mut self.sink,
+            stream: unit.stream,
+            inlined: self.inlined.as_deref(),
+        };
         let mut times = result.timeline.reader();
         let base = fold.stack.instructions;
         let mut ns = |mark: Mark| match times.at(mark.ordinal) {
@@ -276,7 +314,8 @@ impl<F: FrameSink> CallStacks<F> {
     pub fn finish(mut self) -> Result<F, F::Error> {
         self.hand_out(None)?;
         for (stream, stack) in self.stacks.iter_mut().enumerate() {
-            Fold { stack, sink: &mut self.sink, stream }.cut_all(Cut::End)?;
+            let inlined = self.inlined.as_deref();
+            Fold { stack, sink: &mut self.sink, stream, inlined }.cut_all(Cut::End)?;
         }
         Ok(self.sink)
     }
@@ -287,6 +326,7 @@ struct Fold<'f, F> {
     stack: &'f mut Stack,
     sink: &'f mut F,
     stream: usize,
+    inlined: Option<&'f dyn InlinedCode>,
 }
 
 impl<F: FrameSink> Fold<'_, F> {
@@ -298,11 +338,12 @@ impl<F: FrameSink> Fold<'_, F> {
             Step::Off { why, interrupted } => {
                 let name = if why == Off::Syscall { FrameName::Syscall } else { FrameName::Untraced };
                 let kind = Kind::Off(interrupted);
-                self.push(Frame { name, returns_to: None, shown: true, kind }, false)
+                self.push(Frame { name, returns_to: None, shown: true, kind, inlined: None }, false)
             }
             Step::On { at } => self.on(at),
             Step::Sync { at } => self.settle(at),
             Step::Owner(_) => Ok(()),
+            Step::Inlined(to) => self.enter_inlined(to),
             Step::Value(value) => self.sink.value(self.stream, self.stack.now, value),
             Step::Rounds { head, times } => {
                 self.sink.rounds(self.stream, head, times);
@@ -330,6 +371,7 @@ impl<F: FrameSink> Fold<'_, F> {
                 self.sink.returns_to(self.stream, returns_to);
             }
             self.sink.open(self.stream, self.stack.now, frame.name, inferred)?;
+            self.open_inlined(frame.inlined)?;
         }
         self.stack.frames.push(frame);
         Ok(())
@@ -337,7 +379,8 @@ impl<F: FrameSink> Fold<'_, F> {
 
     fn pop(&mut self) -> Result<(), F::Error> {
         match self.stack.frames.pop() {
-            Some(frame) if frame.shown => self.sink.close(self.stream, self.stack.now),
+            Some(frame) if frame.shown => (0..=self.open_in(frame.inlined))
+                .try_for_each(|_| self.sink.close(self.stream, self.stack.now)),
             _ => Ok(()),
         }
     }
@@ -356,7 +399,9 @@ impl<F: FrameSink> Fold<'_, F> {
         }
         while let Some(frame) = self.stack.frames.pop() {
             if frame.shown {
-                self.sink.cut(self.stream, self.stack.now, why)?;
+                for _ in 0..=self.open_in(frame.inlined) {
+                    self.sink.cut(self.stream, self.stack.now, why)?;
+                }
             }
         }
         Ok(())
@@ -369,7 +414,8 @@ impl<F: FrameSink> Fold<'_, F> {
             name => name,
         };
         let kind = if at.function.resume { Kind::Resume } else { Kind::Plain };
-        self.push(Frame { name, returns_to, shown: !at.function.stub, kind }, inferred)
+        let shown = !at.function.stub;
+        self.push(Frame { name, returns_to, shown, kind, inlined: None }, inferred)
     }
 
     fn ret(&mut self, to: Site) -> Result<(), F::Error> {
@@ -492,8 +538,11 @@ impl<F: FrameSink> Fold<'_, F> {
         if !self.stack.frames.is_empty() {
             return Ok(());
         }
-        for (frame, inferred) in self.stack.outer.take() {
-            self.push(frame, inferred)?;
+        let outer = self.stack.outer.take();
+        let above = outer.iter().skip(1).map(|(above, _)| above.returns_to).chain([None]);
+        for (&(frame, inferred), above) in outer.iter().zip(above) {
+            let inlined = self.inlined_before(above);
+            self.push(Frame { inlined, ..frame }, inferred)?;
         }
         if self.stack.frames.is_empty() {
             let inferred = !at.function.entry;

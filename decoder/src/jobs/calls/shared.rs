@@ -216,7 +216,8 @@ impl<F: FrameSink> CallStacks<F> {
                 ..
             } = first.remove();
             let Some(stack) = self.stacks.get_mut(index) else { continue };
-            let mut fold = Fold { stack, sink: &mut self.sink, stream: index };
+            let inlined = self.inlined.as_deref();
+            let mut fold = Fold { stack, sink: &mut self.sink, stream: index, inlined };
             let (base, cycles_before) = (fold.stack.instructions, fold.stack.cycles);
             if broken {
                 fold.cut_all(Cut::Gap)?;

@@ -3,12 +3,14 @@
 //! There are many, so one is 16 bytes: an ordinal, its kind, and where it leads as a number of the graph's
 //! ([`SiteTable`]); what the numbers mean is looked up where the steps are folded.
 
+use super::inlined::InlinedId;
 use crate::graph::{Exit, Graph, NOWHERE, NodeId, SiteTable};
 use crate::ledger::LossReason;
 use crate::owners::ThreadId;
 use crate::packet::Packet;
 use crate::profile::{CodeAddr, EdgeKind};
 use crate::sink::{Branch, Event, Kept, Leave, Mark, Off, Run, Sink, Site};
+use crate::units::ImageId;
 use std::fmt;
 use std::sync::Arc;
 
@@ -47,6 +49,8 @@ pub(super) enum Step {
     Value(u64),
     /// The core's clock rate is another from here on.
     Ratio(u8),
+    /// The frame goes on in that inlined function, or in none.
+    Inlined(Option<InlinedId>),
     /// Control went back to the head of a loop, so often since the step before.
     Rounds {
         head: CodeAddr,
@@ -68,6 +72,8 @@ pub(super) enum Numbered {
         to: u32,
         indirect: bool,
     },
+    /// The frame goes on in that inlined function, or in none.
+    Inlined(Option<InlinedId>),
     /// One of [`CallSteps::rare`].
     Rare(u32),
     Rounds {
@@ -87,6 +93,9 @@ const RARE: u64 = 4;
 const SWITCHES: u64 = 5;
 /// Rounds of a loop: words are its head and how many.
 const ROUNDS: u64 = 6;
+/// From here on control is in an inlined function: words are its image and its number, or [`NOT_INLINED`].
+const INLINED: u64 = 7;
+const NOT_INLINED: [u32; 2] = [u32::MAX; 2];
 const KIND: u64 = 7;
 /// It leads into a function that the job asks about.
 const ASKED: u64 = 8;
@@ -141,6 +150,10 @@ impl CallSteps {
                 kind @ (JUMP | JUMP_INDIRECT) => Numbered::Jump { to, indirect: kind == JUMP_INDIRECT },
                 RARE => Numbered::Rare(to),
                 ROUNDS => Numbered::Rounds { head: to, times: returns_to },
+                INLINED => Numbered::Inlined(
+                    (kept.words != NOT_INLINED)
+                        .then_some(InlinedId { image: ImageId(to), number: returns_to }),
+                ),
                 _ => {
                     switches = u64::from(to) | u64::from(returns_to) << 32;
                     return None;
@@ -158,6 +171,7 @@ impl CallSteps {
             }
             Numbered::Return { to } => Step::Return { to: self.site(to) },
             Numbered::Jump { to, indirect } => Step::Jump { to: self.site(to), indirect },
+            Numbered::Inlined(to) => Step::Inlined(to),
             Numbered::Rare(index) => *self.rare.get(index as usize)?,
             Numbered::Rounds { head, times } => {
                 Step::Rounds { head: self.site(head).addr, times: times.into() }
@@ -250,6 +264,16 @@ impl CallSteps {
             Some(step) => step.words[1] += 1,
             None => self.keep(mark, ROUNDS, [head, 1]),
         }
+    }
+
+    /// Control goes on in that inlined function, or in none.
+    pub(super) fn inlined(&mut self, mark: Mark, to: Option<InlinedId>) {
+        self.keep(mark, INLINED, to.map_or(NOT_INLINED, |to| [to.image.0, to.number]));
+    }
+
+    /// The last step is that control goes on in some inlined function, or in none.
+    pub(super) fn ends_inlined(&self) -> bool {
+        self.steps.last().is_some_and(|last| last.at & KIND == INLINED)
     }
 
     fn rare(&mut self, mark: Mark, step: Step) {

@@ -25,6 +25,7 @@ impl Young {
                     !indirect || stack.frames.last().is_none_or(|top| top.name == name(to))
                 }
             }
+            Numbered::Inlined(_) => true,
             Numbered::Rare(_) | Numbered::Rounds { .. } => false,
         }
     }
@@ -52,6 +53,7 @@ impl Young {
             }
             // The new frame returns where the old one does.
             Numbered::Jump { to, indirect } => fold.jump(steps.site(to), indirect)?,
+            Numbered::Inlined(to) => fold.enter_inlined(to)?,
             Numbered::Rare(_) | Numbered::Rounds { .. } => {}
         }
         Ok(())
