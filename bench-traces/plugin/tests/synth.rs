@@ -57,6 +57,13 @@ fn stretches_send_what_their_blocks_would() {
 }
 
 #[test]
+fn a_made_up_program_is_walked_nearly_whole() {
+    let (walk, made) = synthesize(&[], 400_000, |args| (args.made_up, args.random) = (100_000, 30));
+    walk.check();
+    assert!((85_000..115_000).contains(&made.walked.1), "{made:?}");
+}
+
+#[test]
 fn decided_anew() {
     synthesize(&[BASH], 150_000, |args| args.afresh = true).0.check();
 }

@@ -17,18 +17,18 @@ pub struct GrowArgs {
     /// Where captures are made, one at a time
     #[arg(long, value_name = "DIR")]
     work: PathBuf,
-    /// Write the plot to this file
-    #[arg(long, value_name = "SVG")]
-    plot: Option<PathBuf>,
     /// Bytes of trace where the size does not change; sizes go from a tenth of it to ten times of it
     #[arg(long, default_value = "64M", value_name = "BYTES", value_parser = parse_size)]
     size: u64,
     /// Rounds
     #[arg(long, default_value_t = 3, value_name = "N")]
     rounds: usize,
-    /// Programs and libraries whose code is walked; the first alone, unless the amount of code changes
-    #[arg(required = true, value_name = "ELF")]
-    files: Vec<PathBuf>,
+    /// Write the plot to this file
+    #[arg(long, value_name = "SVG")]
+    plot: Option<PathBuf>,
+    /// The program or library whose code is walked; where the amount of code changes, it is made up
+    #[arg(value_name = "ELF")]
+    file: PathBuf,
 }
 
 /// A capture to be made and measured.
@@ -85,7 +85,7 @@ const CODE: &str = "code, MB";
 
 fn axes(args: &GrowArgs) -> Vec<Axis> {
     let capture = args.work.join("grow");
-    let first = args.files[..1].to_vec();
+    let first = vec![args.file.clone()];
     let make = |change: &dyn Fn(&mut SynthArgs)| {
         let mut synth = SynthArgs::new(&capture, first.clone(), args.size);
         change(&mut synth);
@@ -121,11 +121,12 @@ fn axes(args: &GrowArgs) -> Vec<Axis> {
         },
         Axis {
             title: CODE,
-            points: [100u64 << 10, 1 << 20, 10 << 20, 100 << 20]
+            // Made up, so that all of it can be reached: no program has so much that a walk comes by.
+            points: [100_000u64, 1_000_000, 10_000_000, 110_000_000]
                 .map(|code| {
-                    point(format!("of {} KiB", code >> 10), code as f64, &|synth| {
-                        (synth.files, synth.code) = (args.files.clone(), code);
-                        (synth.random, synth.errand) = (30, 1000);
+                    point(format!("of {} made up", code as f64 / 1e6), code as f64, &|synth| {
+                        (synth.files, synth.made_up) = (Vec::new(), code);
+                        (synth.random, synth.errand) = (30, 500);
                     })
                 })
                 .into(),

@@ -24,15 +24,33 @@ enum Ending {
     None,
 }
 
+/// How blocks follow each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Shape {
+    /// As compilers' do.
+    Tangled,
+    /// From each block to one of the next three, and few calls: a walk comes by most of the code soon.
+    Straight,
+}
+
 impl MadeUp {
     /// So many functions by seed, with as many blocks each as compilers' have on average, in the proportions that
     /// compilers' have.
     pub fn new(seed: u64, start: u64, functions: usize) -> Self {
+        Self::shaped(seed, start, functions, Shape::Tangled)
+    }
+
+    /// So many functions without loops.
+    pub fn straight(seed: u64, start: u64, functions: usize) -> Self {
+        Self::shaped(seed, start, functions, Shape::Straight)
+    }
+
+    fn shaped(seed: u64, start: u64, functions: usize, shape: Shape) -> Self {
         let rng = &mut Rng::new(seed, u64::MAX - 2);
         let mut this = Self { start, ..Self::default() };
         let mut calls = Vec::new();
         for _ in 0..functions {
-            this.function(rng, &mut calls);
+            this.function(rng, &mut calls, shape);
         }
         for at in calls {
             let target = this.functions[rng.below(functions as u64) as usize].start;
@@ -62,7 +80,7 @@ impl MadeUp {
         self.bytes[at..at + 4].copy_from_slice(&displacement.to_le_bytes());
     }
 
-    fn function(&mut self, rng: &mut Rng, calls: &mut Vec<usize>) {
+    fn function(&mut self, rng: &mut Rng, calls: &mut Vec<usize>, shape: Shape) {
         let begin = self.here();
         let count = 3 + rng.below(30) as usize;
         let (mut starts, mut within) = (Vec::new(), Vec::new());
@@ -71,7 +89,7 @@ impl MadeUp {
             // mov %rcx,%rax
             (0..1 + rng.below(6)).for_each(|_| self.bytes.extend([0x48, 0x89, 0xc8]));
             let last = number + 1 == count;
-            match self.ending(rng, last) {
+            match self.ending(rng, last, shape) {
                 Ending::Within(at) => within.push((number, at)),
                 Ending::Call(at) => calls.push(at),
                 Ending::None => {}
@@ -80,6 +98,7 @@ impl MadeUp {
         for (number, at) in within {
             // Two in three lead forwards.
             let to = match rng.below(3) {
+                skip if shape == Shape::Straight => number + 1 + skip as usize,
                 0 => rng.below(number as u64 + 1) as usize,
                 _ => number + 1 + rng.below((count - number - 1).max(1) as u64) as usize,
             };
@@ -88,8 +107,12 @@ impl MadeUp {
         self.functions.push(begin..self.here());
     }
 
-    fn ending(&mut self, rng: &mut Rng, last: bool) -> Ending {
-        let kind = if last { 99 } else { rng.below(95) };
+    fn ending(&mut self, rng: &mut Rng, last: bool, shape: Shape) -> Ending {
+        let kind = match (last, shape) {
+            (true, _) => 99,
+            (_, Shape::Tangled) => rng.below(95),
+            (_, Shape::Straight) => [0, 70, 83][usize::from(rng.chance(17)) + usize::from(rng.chance(4))],
+        };
         let opcode: &[u8] = match kind {
             0..62 => &[0x0f, 0x84],  // je
             62..70 => &[0xe9],       // jmp

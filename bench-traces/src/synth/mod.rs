@@ -8,6 +8,7 @@
 pub mod blocks;
 pub mod counts;
 pub mod elf;
+mod made_elf;
 pub mod made_up;
 pub mod program;
 mod rng;
@@ -66,6 +67,9 @@ pub struct SynthArgs {
     /// The first thread has so many percent of the trace, the others share the rest; 0: all have the same
     #[arg(long, default_value_t = 0, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
     pub first: u8,
+    /// Make up a program of about so many bytes of code, DIR/made-up, and walk that
+    #[arg(long, default_value = "0", value_name = "BYTES", value_parser = parse_size)]
+    pub made_up: u64,
     /// Walk this much code only; 0: all of it
     #[arg(long, default_value = "0", value_name = "BYTES", value_parser = parse_size)]
     pub code: u64,
@@ -94,7 +98,7 @@ pub struct SynthArgs {
     #[command(flatten)]
     pub options: PtOptions,
     /// Programs and libraries whose code is walked
-    #[arg(required = true, value_name = "ELF")]
+    #[arg(required_unless_present = "made_up", value_name = "ELF")]
     pub files: Vec<PathBuf>,
 }
 
@@ -108,6 +112,7 @@ impl SynthArgs {
             threads: 1,
             copies: 1,
             first: 0,
+            made_up: 0,
             code: 0,
             depth: 48,
             errand: ERRAND,
@@ -156,7 +161,14 @@ pub fn synthesize(args: &SynthArgs) -> anyhow::Result<Made> {
     if args.options.disturbs() || args.options.per_cpu > 0 {
         bail!("interrupts, restarts, losses and streams by CPU can only be recorded, not made up");
     }
-    let codes: Vec<ElfCode> = (args.files.iter().enumerate())
+    std::fs::create_dir_all(&args.output)
+        .with_context(|| format!("cannot make the folder {}", args.output.display()))?;
+    let mut files = args.files.clone();
+    if args.made_up > 0 {
+        files.push(args.output.join("made-up"));
+        made_elf::write(&files[files.len() - 1], args.seed, args.made_up)?;
+    }
+    let codes: Vec<ElfCode> = (files.iter().enumerate())
         .map(|(index, file)| ElfCode::open(file, FIRST_BIAS + BIAS_STEP * index as u64))
         .collect::<anyhow::Result<_>>()?;
     for (index, code) in codes.iter().enumerate() {
@@ -168,8 +180,6 @@ pub fn synthesize(args: &SynthArgs) -> anyhow::Result<Made> {
         }
     }
     let program = program(args, &codes)?;
-    std::fs::create_dir_all(&args.output)
-        .with_context(|| format!("cannot make the folder {}", args.output.display()))?;
     let (counts, threads) = write_capture(args, &codes, &program)?;
     let (mut rows, mut walked) = (Rows::default(), vec![false; program.nodes.len()]);
     for counts in &counts {
