@@ -29,6 +29,21 @@ pub enum Verb {
     Bundle(BundleArgs),
 }
 
+impl Verb {
+    /// What every verb takes.
+    pub fn common(&mut self) -> &mut Common {
+        match self {
+            Self::Info(args) => &mut args.common,
+            Self::Convert(args) => &mut args.common,
+            Self::Profile(args) => &mut args.common,
+            Self::Calls(args) => &mut args.common,
+            Self::Replay(args) => &mut args.common,
+            Self::Dump(args) => &mut args.common,
+            Self::Bundle(args) => &mut args.common,
+        }
+    }
+}
+
 /// What every verb takes.
 #[derive(ClapArgs, Clone, Debug)]
 pub struct Common {
@@ -40,6 +55,9 @@ pub struct Common {
     /// Files to take as images, by build id or name.
     #[arg(skip)]
     pub binaries: Vec<PathBuf>,
+    /// [`crate::RunOptions::unit_bytes`]
+    #[arg(skip)]
+    pub unit_bytes: Option<usize>,
     /// Worker threads [default: all processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,

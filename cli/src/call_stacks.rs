@@ -1,6 +1,6 @@
 //! A capture's call stacks: whose they are, and the run that folds them.
 
-use crate::load::{self, Loaded};
+use crate::load::Loaded;
 use crate::replay::pick::Nowhere;
 use crate::unknown_code::{self, UnknownCosts};
 use ptflow_decoder::image::Images;
@@ -136,7 +136,7 @@ fn run_part<S: FrameSink>(
     part: &Part,
     sink: S,
 ) -> Result<(CallStacks<S>, Folded<()>), S::Error> {
-    let options = load::options(pool, Engine::Fast, progress);
+    let options = loaded.options(pool, Engine::Fast, progress);
     match (&part.functions, &part.inlined) {
         (Some(functions), _) => {
             let new = || CallSteps::only(functions.clone());

@@ -31,6 +31,7 @@ pub struct Loaded<'m> {
     spaces: BTreeMap<Option<Pid>, AddressSpaces>,
     nothing_mapped: AddressSpaces,
     wanted: Wanted,
+    unit_bytes: usize,
 }
 
 /// What of a CPU's stream is asked for.
@@ -95,7 +96,8 @@ impl<'m> Loaded<'m> {
             .map(|pid| (pid, pid.map(|pid| store.address_spaces(pid)).unwrap_or_default()))
             .collect();
         let nothing_mapped = AddressSpaces::default();
-        Ok(Self { capture, store, chosen, spaces, wanted, nothing_mapped })
+        let unit_bytes = args.unit_bytes.unwrap_or(UNIT_BYTES);
+        Ok(Self { capture, store, chosen, spaces, wanted, nothing_mapped, unit_bytes })
     }
 
     /// There is no Intel PT, only branch stacks.
@@ -137,6 +139,16 @@ impl<'m> Loaded<'m> {
         if more > 0 {
             eprintln!("ptflow: {more} more images are missing; all of them: ptflow info");
         }
+    }
+
+    /// The decoder's options.
+    pub fn options<'p>(
+        &self,
+        pool: &'p rayon::ThreadPool,
+        engine: Engine,
+        progress: &'p (dyn Fn(u64) + Sync),
+    ) -> Options<'p> {
+        Options { pool, engine, unit_bytes: self.unit_bytes, progress }
     }
 
     /// The streams to decode.
@@ -399,19 +411,4 @@ pub fn pool(args: &Common) -> anyhow::Result<rayon::ThreadPool> {
         .num_threads(args.threads.map_or(0, usize::from))
         .build()
         .context("cannot start worker threads; try fewer: --threads N")
-}
-
-/// The decoder's options.
-pub fn options<'p>(
-    pool: &'p rayon::ThreadPool,
-    engine: Engine,
-    progress: &'p (dyn Fn(u64) + Sync),
-) -> Options<'p> {
-    Options { pool, engine, unit_bytes: unit_bytes(), progress }
-}
-
-/// Tests cut small captures into many units.
-fn unit_bytes() -> usize {
-    let told = std::env::var("PTFLOW_UNIT_BYTES").ok();
-    told.and_then(|bytes| bytes.parse().ok()).unwrap_or(UNIT_BYTES)
 }

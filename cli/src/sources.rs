@@ -161,7 +161,7 @@ impl Sources {
         let contexts = loaded.contexts(&images, &owners);
         let progress = Progress::new(loaded.bytes(), common.quiet || common.no_progress);
         let add = |bytes| progress.add(bytes);
-        let counts = run::count(&contexts, &load::options(pool, engine, &add));
+        let counts = run::count(&contexts, &loaded.options(pool, engine, &add));
         self.bytes += loaded.bytes();
         for (code, cost) in unknown_code::costs(&loaded.store, &contexts, &counts.ledgers) {
             let sum = self.unknown.entry(code).or_default();

@@ -2,9 +2,11 @@
 
 mod timeline;
 
+use ptflow_cli::RunOptions;
 use serde_json::Value;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use tempfile::TempDir;
 use timeline::Slice;
 
@@ -12,17 +14,12 @@ fn sample() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench-traces/samples/requests")
 }
 
-/// The sample in units of a few PSBs, so that a window is a small part of it.
-fn ptflow(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ptflow"))
-        .arg(args[0])
-        .arg(sample().join("perf.data"))
-        .arg("--images")
-        .arg(sample())
-        .args(&args[1..])
-        .env("PTFLOW_UNIT_BYTES", "6000")
-        .output()
-        .expect("ptflow runs")
+/// The arguments of a verb that reads the sample.
+fn of_sample(args: &[&str]) -> Vec<OsString> {
+    let mut all: Vec<OsString> = vec![args[0].into(), sample().join("perf.data").into()];
+    all.extend(["--images".into(), sample().into()]);
+    all.extend(args[1..].iter().map(OsString::from));
+    all
 }
 
 struct Timeline {
@@ -35,8 +32,11 @@ fn convert(args: &[&str]) -> Timeline {
     let folder = TempDir::new().expect("a folder");
     let (out, report) = (folder.path().join("out.json"), folder.path().join("report"));
     let paths = ["convert", "--quiet", "-o", out.to_str().unwrap(), "--report", report.to_str().unwrap()];
-    let output = ptflow(&[&paths[..], args].concat());
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let args = of_sample(&[&paths[..], args].concat());
+    // In units of a few PSBs, so that a window is a small part of it.
+    let options = RunOptions { unit_bytes: Some(6000) };
+    let status = ptflow_cli::run(std::iter::once("ptflow".into()).chain(args.clone()), options);
+    assert_eq!(status, 0, "{args:?}");
     let report = std::fs::read(&report).unwrap();
     Timeline { slices: timeline::read(&out), report: serde_json::from_slice(&report).expect("JSON") }
 }
@@ -195,7 +195,8 @@ fn what_cannot_be_shown_is_told() {
     ] {
         let folder = TempDir::new().expect("a folder");
         let out = folder.path().join("out.json");
-        let output = ptflow(&[&["convert", "-o", out.to_str().unwrap()], args].concat());
+        let args = of_sample(&[&["convert", "-o", out.to_str().unwrap()], args].concat());
+        let output = Command::new(env!("CARGO_BIN_EXE_ptflow")).args(&args).output().expect("ptflow runs");
         let error = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(status), "{args:?}: {error}");
         assert!(error.contains(told), "{args:?}: {error}");

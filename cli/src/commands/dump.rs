@@ -120,7 +120,7 @@ fn branches(args: &DumpArgs, loaded: &Loaded<'_>, output: Output) -> anyhow::Res
     let contexts = loaded.contexts(&images, &owners);
     let progress = Progress::new(loaded.bytes(), args.common.quiet || args.common.no_progress);
     let add = |bytes| progress.add(bytes);
-    let mut options = load::options(&pool, engine, &add);
+    let mut options = loaded.options(&pool, engine, &add);
     options.unit_bytes = UNIT_BYTES;
     let mut writer = BranchWriter::new(output);
     let names = Names { images: &images, functions: &functions, symbols: args.symbols };

@@ -5,7 +5,6 @@ use super::tree::{AllLines, frame_name, symbol};
 use super::{Decoded, Session};
 use crate::call_stacks::stack_of;
 use crate::commands::instructions::{Disassembler, steps};
-use crate::load;
 use ptflow_decoder::jobs::instructions::{Entry, InstructionList, Stretch};
 use ptflow_decoder::jobs::replay::Interruption;
 use ptflow_decoder::owners::ThreadId;
@@ -66,7 +65,7 @@ pub fn blocks<E>(
     let loaded = session.loaded;
     let owners = loaded.owners(session.pool);
     let contexts = loaded.contexts(session.images, &owners);
-    let options = load::options(session.pool, Engine::Fast, &|_| {});
+    let options = loaded.options(session.pool, Engine::Fast, &|_| {});
     let mut cutter = Cutter { range: detail.instructions, passed: 0, take };
     let is_own = |unit: &Unit, thread: Option<ThreadId>| {
         stack_of(loaded, contexts.len(), unit.stream, thread) == Some(stack)
