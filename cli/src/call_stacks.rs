@@ -11,6 +11,7 @@ use ptflow_decoder::ledger::Ledger;
 use ptflow_decoder::owners::ThreadId;
 use ptflow_decoder::plan::{Unit, Window};
 use ptflow_decoder::run::{self, Options};
+use ptflow_decoder::units::Ns;
 use ptflow_decoder::walk::{Engine, UnitResult};
 use std::sync::Arc;
 
@@ -81,6 +82,9 @@ pub fn fold<S: FrameSink>(
 pub struct Part {
     /// Of some windows, in order of time: frames that were open before one are known as far as it tells.
     pub windows: Vec<Window>,
+    /// When the last one ends. What is open there goes on up to then, if its thread does: one that sleeps has nothing in the
+    /// window's trace that would tell of it.
+    pub end: Option<Ns>,
     /// Of the functions with a flag; of others only what is open above or below them when they begin or end.
     pub functions: Option<Arc<[bool]>>,
     /// What is known to have been open before.
@@ -94,7 +98,8 @@ pub struct Part {
 impl Default for Part {
     fn default() -> Self {
         let windows = vec![Window::ALL];
-        Self { windows, functions: None, outer: OuterFrames::default(), loops: false, inlined: None }
+        let outer = OuterFrames::default();
+        Self { windows, end: None, functions: None, outer, loops: false, inlined: None }
     }
 }
 
@@ -107,7 +112,14 @@ pub fn fold_part<S: FrameSink>(
     part: &Part,
     sink: S,
 ) -> Result<Folded<S>, S::Error> {
-    let (stacks, folded) = run_part(loaded, images, pool, progress, part, sink)?;
+    let (mut stacks, folded) = run_part(loaded, images, pool, progress, part, sink)?;
+    if let Some(end) = part.end {
+        for (stack, known) in loaded.last_known().into_iter().enumerate() {
+            if let Some(known) = known {
+                stacks.goes_on(stack, known.min(end))?;
+            }
+        }
+    }
     let sink = stacks.finish()?;
     Ok(folded.map(|()| sink))
 }
@@ -160,7 +172,7 @@ fn run_steps<P: UnitSteps + Send, S: FrameSink>(
     sink: S,
 ) -> Result<(CallStacks<S>, Folded<()>), S::Error> {
     let new_steps = |_: &Unit| new_steps();
-    let owners = loaded.owners(options.pool);
+    let owners = loaded.owners_within(options.pool, &part.windows);
     let contexts = loaded.contexts(images, &owners);
     let stacks = contexts.len() + loaded.capture.schedules.threads.len();
     let stacks = CallStacks::new(stacks, loaded.capture.config.time, sink);

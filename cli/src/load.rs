@@ -5,15 +5,16 @@ use anyhow::{Context as _, bail};
 use ptflow_decoder::clock::Clock;
 use ptflow_decoder::config::PtConfig;
 use ptflow_decoder::image::{AddressSpaces, Images};
-use ptflow_decoder::owners::{Change, Owner, ThreadId, changes};
+use ptflow_decoder::owners::{Change, Owner, ThreadId, changes_within};
 use ptflow_decoder::packet::Packet;
-use ptflow_decoder::plan::{UNIT_BYTES, plan};
+use ptflow_decoder::plan::{UNIT_BYTES, Window, plan};
 use ptflow_decoder::reader::{Position, Reader};
 use ptflow_decoder::run::Options;
 use ptflow_decoder::units::{Ns, Tsc};
 use ptflow_decoder::walk::{Context, Engine};
 use ptflow_perf_import::images::{ImageFile, ImageSearch, ImageStore, Status};
 use ptflow_perf_import::record::Sample;
+use ptflow_perf_import::sideband::SwitchKind;
 use ptflow_perf_import::streams::PtStream;
 use ptflow_perf_import::{Capture, PerfFile, Pid, Tid};
 use rayon::prelude::*;
@@ -203,18 +204,29 @@ impl<'m> Loaded<'m> {
 
     /// Whose each stream is, where it is a CPU's: this looks into the trace.
     pub fn owners(&self, pool: &rayon::ThreadPool) -> Vec<Vec<Owner<'_>>> {
-        let streams: Vec<&PtStream<'m>> = self.streams().collect();
-        pool.install(|| streams.par_iter().map(|stream| self.owners_of(stream)).collect())
+        self.owners_within(pool, &[Window::ALL])
     }
 
-    fn owners_of(&self, stream: &PtStream<'m>) -> Vec<Owner<'_>> {
+    /// The same of what these windows need: no more of the trace is looked into.
+    pub fn owners_within(&self, pool: &rayon::ThreadPool, windows: &[Window]) -> Vec<Vec<Owner<'_>>> {
+        let streams: Vec<(usize, &PtStream<'m>)> = self.streams().enumerate().collect();
+        let owners = |(index, stream): &(usize, &PtStream<'m>)| {
+            let is_own = |window: &&Window| window.stream.is_none_or(|only| only == *index);
+            let own = windows.iter().filter(is_own).map(|window| Window { stream: None, ..*window });
+            self.owners_of(stream, &own.collect::<Vec<_>>())
+        };
+        pool.install(|| streams.par_iter().map(owners).collect())
+    }
+
+    fn owners_of(&self, stream: &PtStream<'m>, windows: &[Window]) -> Vec<Owner<'_>> {
         let schedules = &self.capture.schedules;
         let Some(schedule) = stream.cpu.and_then(|cpu| schedules.of(cpu)) else { return Vec::new() };
         let owner = |change: Change| {
             let Running { spaces, wanted, .. } = self.running(change.thread);
             Owner { from: change.from, thread: change.thread, spaces, wanted }
         };
-        changes(&stream.trace, &self.capture.config, schedule).into_iter().map(owner).collect()
+        let changes = changes_within(&stream.trace, &self.capture.config, schedule, windows, unit_bytes());
+        changes.into_iter().map(owner).collect()
     }
 
     /// What is known of a thread of a CPU's stream.
@@ -242,6 +254,27 @@ impl<'m> Loaded<'m> {
     /// The same of all streams: what times with a `+` are counted from.
     pub fn capture_first_pt(&self) -> Option<Tsc> {
         first_pt(self.capture.streams.iter(), &self.capture.config)
+    }
+
+    /// Up to when the threads of the streams, and behind these those of CPUs' streams, are known to have gone on: by the last
+    /// PSB of a stream that tells the time, and by the last switch to a thread.
+    pub fn last_known(&self) -> Vec<Option<Ns>> {
+        let config = &self.capture.config;
+        let threads = &self.capture.schedules.threads;
+        let of_stream = |stream: &PtStream<'m>| {
+            let units = plan([&stream.trace], unit_bytes()).units;
+            let last = units.iter().rev().find_map(|unit| told_at(stream, unit.from, config))?;
+            Some(config.time?.to_ns(last))
+        };
+        // A CPU is no thread.
+        let streams = self.streams().map(|stream| of_stream(stream).filter(|_| threads.is_empty()));
+        let mut came: BTreeMap<Tid, Ns> = BTreeMap::new();
+        for switch in &self.capture.switches {
+            if let (SwitchKind::In { .. }, Some((_, tid))) = (switch.what, switch.task) {
+                came.insert(tid, switch.time);
+            }
+        }
+        streams.chain(threads.iter().map(|(_, tid)| came.get(tid).copied())).collect()
     }
 
     /// A moment in perf's time.
@@ -296,24 +329,27 @@ impl<'m> Loaded<'m> {
 fn first_pt<'s, 'm: 's>(streams: impl Iterator<Item = &'s PtStream<'m>>, config: &PtConfig) -> Option<Tsc> {
     let first_of = |stream: &PtStream<'m>| {
         let stretches = plan([&stream.trace], usize::MAX).units;
-        stretches.iter().find_map(|stretch| {
-            let mut reader = Reader::new(&stream.trace, stretch.from);
-            let mut clock = Clock::new(config);
-            clock.set_reference(reader.reference());
-            for _ in 0..64 {
-                match reader.read()? {
-                    Ok((Packet::Tsc { tsc }, _)) => {
-                        clock.tsc(tsc, 0);
-                        return clock.now();
-                    }
-                    Ok((_, len)) => reader.skip(len),
-                    Err(_) => return None,
-                };
-            }
-            None
-        })
+        stretches.iter().find_map(|stretch| told_at(stream, stretch.from, config))
     };
     streams.filter_map(first_of).min()
+}
+
+/// The time that the packets at a place tell, such as a PSB's.
+fn told_at(stream: &PtStream<'_>, at: Position, config: &PtConfig) -> Option<Tsc> {
+    let mut reader = Reader::new(&stream.trace, at);
+    let mut clock = Clock::new(config);
+    clock.set_reference(reader.reference());
+    for _ in 0..64 {
+        match reader.read()? {
+            Ok((Packet::Tsc { tsc }, _)) => {
+                clock.tsc(tsc, 0);
+                return clock.now();
+            }
+            Ok((_, len)) => reader.skip(len),
+            Err(_) => return None,
+        };
+    }
+    None
 }
 
 /// A thread of a CPU's stream.

@@ -82,8 +82,10 @@ impl Selection {
         progress: &(dyn Fn(u64) + Sync),
         sink: S,
     ) -> Result<Folded<S>, S::Error> {
+        let end = self.stretches.as_ref().and_then(|stretches| stretches.last()).map(|last| last.1);
+        let end = end.filter(|end| *end != Ns(u64::MAX));
         let inlined = self.inlined.clone().map(|inlined| inlined as Arc<dyn InlinedCode>);
-        let mut part = Part { windows: self.windows.clone(), inlined, ..Part::default() };
+        let mut part = Part { windows: self.windows.clone(), end, inlined, ..Part::default() };
         if let [window @ Window { from: Some(_), .. }] = self.windows[..] {
             part.outer = call_stacks::outer_frames(loaded, images, pool, window);
         }

@@ -362,6 +362,11 @@ impl<W: Write + Seek> PerfWriter<W> {
         self.emit(&Switch { out, preempted: false, other: Some(other) }, Some((who, SIDEBAND_ID)))
     }
 
+    /// A context switch away from a thread that could have run on.
+    pub fn preempted_cpu_wide(&mut self, who: Who, other: (Pid, Tid)) -> io::Result<()> {
+        self.emit(&Switch { out: true, preempted: true, other: Some(other) }, Some((who, SIDEBAND_ID)))
+    }
+
     /// Trace bytes were written to the AUX buffer.
     pub fn aux(&mut self, who: Who, offset: u64, size: u64, flags: u64) -> io::Result<()> {
         self.emit(&Aux { offset, size, flags }, Some((who, PT_ID)))

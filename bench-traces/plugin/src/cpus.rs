@@ -34,6 +34,8 @@ struct Core {
     holder: Option<u32>,
     /// The holder is in a system call: it may be taken away.
     idle: bool,
+    /// The thread that stopped last could have run on.
+    preempted: bool,
     /// The thread that ran last.
     last: Option<Tid>,
     /// Up to here AUX records were written.
@@ -81,7 +83,7 @@ impl State {
 impl Core {
     fn new(options: PtOptions) -> Self {
         let encoder = PtEncoder::new(options, 0);
-        Self { encoder, holder: None, idle: false, last: None, recorded: 0, record_time: 0 }
+        Self { encoder, holder: None, idle: false, preempted: false, last: None, recorded: 0, record_time: 0 }
     }
 }
 
@@ -98,6 +100,8 @@ pub struct Held {
 pub struct Switched {
     cpu: Cpu,
     from: Option<Tid>,
+    /// That one could have run on.
+    preempted: bool,
     to: Tid,
     /// perf time of the records.
     time: u64,
@@ -164,17 +168,18 @@ impl Cpus {
             let end = encoder.offset() + encoder.pending() as u64;
             let aux = core.last.is_some().then_some((core.recorded, end - core.recorded, ns(stopped_at)));
             core.recorded = end;
-            Switched { cpu, from: core.last.replace(tid), to: tid, time: core.record_time, aux }
+            let (from, preempted) = (core.last.replace(tid), core.preempted);
+            Switched { cpu, from, preempted, to: tid, time: core.record_time, aux }
         });
         Some((Held { cpu, since: now }, now, switched))
     }
 
-    /// The thread goes into a system call: others may take its CPU.
-    pub fn park(&self, held: Held, encoder: &mut PtEncoder) {
+    /// The thread goes into a system call, or is `preempted`: others may take its CPU.
+    pub fn park(&self, held: Held, encoder: &mut PtEncoder, preempted: bool) {
         let mut state = self.state();
         let core = &mut state.cores[held.cpu.0 as usize];
         std::mem::swap(&mut core.encoder, encoder);
-        core.idle = true;
+        (core.idle, core.preempted) = (true, preempted);
         self.freed.notify_one();
     }
 
@@ -212,7 +217,7 @@ impl Cpus {
         switched: &Switched,
         first: bool,
     ) -> io::Result<()> {
-        let Switched { cpu, from, to, time, aux } = *switched;
+        let Switched { cpu, from, preempted, to, time, aux } = *switched;
         let who = |tid, time| Who { pid: self.pid, tid, cpu, time };
         if let (Some(from), Some((offset, size, time))) = (from, aux)
             && size > 0
@@ -220,7 +225,11 @@ impl Cpus {
             writer.aux(who(from, time), offset, size, 0)?;
         }
         if let Some(from) = from {
-            writer.switch_cpu_wide(who(from, time), true, (self.pid, to))?;
+            if preempted {
+                writer.preempted_cpu_wide(who(from, time), (self.pid, to))?;
+            } else {
+                writer.switch_cpu_wide(who(from, time), true, (self.pid, to))?;
+            }
         }
         if first {
             writer.itrace_start(who(to, time))?;

@@ -218,7 +218,7 @@ impl Recorder {
         if self.stopping.load(Ordering::Acquire) {
             if !slot.quiet.load(Ordering::Relaxed) {
                 slot.thread.stop(block.start);
-                self.park(slot);
+                self.park(slot, false);
                 slot.quiet.store(true, Ordering::Release);
             }
             return;
@@ -242,7 +242,7 @@ impl Recorder {
                 return true;
             }
             slot.thread.stop(block.start);
-            self.park(slot);
+            self.park(slot, true);
             cpus.leave(vcpu, held);
             slot.held = None;
             std::thread::yield_now();
@@ -268,10 +268,10 @@ impl Recorder {
     }
 
     /// The thread's CPU may be taken from here on.
-    fn park(&self, slot: &mut Slot) {
+    fn park(&self, slot: &mut Slot, preempted: bool) {
         if let (Some(cpus), Some(held), false) = (&self.cpus, slot.held, slot.parked) {
             slot.parked = true;
-            cpus.park(held, &mut slot.thread.pt);
+            cpus.park(held, &mut slot.thread.pt, preempted);
         }
     }
 
@@ -354,7 +354,7 @@ impl Recorder {
         if let Some(slot) = self.slot(vcpu) {
             slot.thread.syscall(is_sigreturn);
             self.latest.fetch_max(slot.thread.truth.cycles, Ordering::Relaxed);
-            self.park(slot);
+            self.park(slot, false);
             slot.quiet.store(true, Ordering::Release);
         }
     }
@@ -442,7 +442,7 @@ impl Recorder {
         let log_error = truth.finish_log().err();
         let who = self.who(slot.tid, slot.thread.truth.cycles);
         if let (Some(cpus), Some(held)) = (&self.cpus, slot.held) {
-            self.park(&mut slot);
+            self.park(&mut slot, false);
             cpus.leave(vcpu, held);
         }
         let mut output = self.output();

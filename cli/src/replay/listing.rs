@@ -63,7 +63,7 @@ pub fn blocks<E>(
 ) -> Result<(), E> {
     let Decoded { stack, ref detail, window, .. } = *decoded;
     let loaded = session.loaded;
-    let owners = loaded.owners(session.pool);
+    let owners = loaded.owners_within(session.pool, &[window]);
     let contexts = loaded.contexts(session.images, &owners);
     let options = loaded.options(session.pool, Engine::Fast, &|_| {});
     let mut cutter = Cutter { range: detail.instructions, passed: 0, take };

@@ -2,9 +2,8 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::sync::OnceLock;
 use tempfile::TempDir;
 
@@ -163,28 +162,34 @@ impl Recorded {
         only
     }
 
-    /// Every invocation of a function, each thread's in order of their beginnings: by a call, or by a jump from outside. It
-    /// ends when what called it is returned to. `detailed` says of a thread's which of them keep their transfers.
-    pub fn truth(&self, function: &str, detailed: impl Fn(usize) -> bool) -> BTreeMap<u32, Vec<Invocation>> {
+    /// The ordered truth of every thread: cycles, nanoseconds, instructions, kind, from and to, by tabs.
+    pub fn log(&self) -> BTreeMap<u32, Vec<String>> {
         let capture = self.folder.path().join("capture");
-        let (start, end) = self.function(function);
         let mut threads = BTreeMap::new();
         for entry in std::fs::read_dir(&capture).expect("the recording") {
             let name = entry.expect("an entry").file_name().into_string().expect("UTF-8");
             let tid = name.strip_prefix("truth.").and_then(|rest| rest.strip_suffix(".log")?.parse().ok());
             let Some(tid) = tid else { continue };
-            let mut log = Command::new(&self.recorder)
-                .arg("log")
-                .arg(capture.join(&name))
-                .stdout(Stdio::piped())
-                .spawn()
-                .expect("the recorder runs");
+            let log = Command::new(&self.recorder).arg("log").arg(capture.join(&name)).output();
+            let log = log.expect("the recorder runs");
+            assert!(log.status.success());
+            let text = String::from_utf8(log.stdout).expect("text");
+            threads.insert(tid, text.lines().map(str::to_owned).collect());
+        }
+        threads
+    }
+
+    /// Every invocation of a function, each thread's in order of their beginnings: by a call, or by a jump from outside. It
+    /// ends when what called it is returned to. `detailed` says of a thread's which of them keep their transfers.
+    pub fn truth(&self, function: &str, detailed: impl Fn(usize) -> bool) -> BTreeMap<u32, Vec<Invocation>> {
+        let (start, end) = self.function(function);
+        let mut threads = BTreeMap::new();
+        for (tid, log) in self.log() {
             let mut all: Vec<Invocation> = Vec::new();
             // Where calls return to; and the invocations that go on, with how many of those there are then.
             let mut calls: Vec<u64> = Vec::new();
             let mut open: Vec<(usize, usize)> = Vec::new();
-            for line in BufReader::new(log.stdout.take().expect("a pipe")).lines() {
-                let line = line.expect("text");
+            for line in log {
                 let [cycles, _, instructions, kind, from, to] = line.split('\t').collect::<Vec<_>>()[..]
                 else {
                     panic!("{line}")
@@ -221,7 +226,6 @@ impl Recorded {
                     all[index].instructions = instructions - all[index].instructions;
                 }
             }
-            assert!(log.wait().expect("the recorder ends").success());
             assert_eq!(open, [], "every invocation has its end");
             if !all.is_empty() {
                 threads.insert(tid, all);

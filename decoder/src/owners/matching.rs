@@ -7,6 +7,7 @@
 use super::pauses::Pause;
 use super::{Change, Schedule, ThreadId, Turn};
 use crate::config::PtConfig;
+use crate::units::{AuxOffset, Tsc};
 use std::rc::Rc;
 
 /// A stretch of time.
@@ -70,7 +71,7 @@ struct Way {
 /// The pauses at which switches were put, the latest first.
 #[derive(Debug)]
 struct Chain {
-    at: crate::units::AuxOffset,
+    at: AuxOffset,
     put: usize,
     before: Option<Rc<Chain>>,
 }
@@ -86,8 +87,9 @@ pub(super) struct Matching<'s> {
 }
 
 impl<'s> Matching<'s> {
-    pub fn new(schedule: &'s Schedule, config: &PtConfig) -> Self {
-        Self {
+    /// `begin`: not at the stream's beginning, but at this place and time.
+    pub fn new(schedule: &'s Schedule, config: &PtConfig, begin: Option<(AuxOffset, Tsc)>) -> Self {
+        let mut matching = Self {
             turns: &schedule.turns,
             stops: schedule.stops,
             ends_stop: schedule.ends_stop && !schedule.ends.is_empty(),
@@ -95,7 +97,28 @@ impl<'s> Matching<'s> {
             slack: SLACK.ticks(config),
             given_up: GIVEN_UP.ticks(config),
             ways: vec![Way { put: 0, cost: 0, changes: None }],
+        };
+        if let Some((at, now)) = begin {
+            matching.begin(at, now);
         }
+        matching
+    }
+
+    /// Switches of this time may have been, those of earlier ones have.
+    fn begin(&mut self, at: AuxOffset, now: Tsc) {
+        let up_to = |time: u64| self.turns.partition_point(|turn| turn.since.0 <= time);
+        let least = up_to(now.0.saturating_sub(self.slack));
+        let most = up_to(now.0.saturating_add(self.latest)).min(least + MOST_AHEAD);
+        let way = |put: usize| {
+            let late = put.checked_sub(1).map_or(0, |last| self.turns[last].since.0.saturating_sub(now.0));
+            let cost = if put == least { 0 } else { self.lateness(late) };
+            Way { put, cost, changes: Some(Rc::new(Chain { at, put, before: None })) }
+        };
+        self.ways = (least..=most).map(way).collect();
+    }
+
+    fn lateness(&self, late: u64) -> u64 {
+        if late == 0 { 0 } else { LATE + LATER.saturating_mul(late.min(self.latest)) / self.latest.max(1) }
     }
 
     fn runs(&self, put: usize) -> Option<ThreadId> {
@@ -111,8 +134,7 @@ impl<'s> Matching<'s> {
             _ => return EARLY,
         }
         let Some(before) = pause.before else { return 0 };
-        let late = since.saturating_sub(before.0);
-        if late == 0 { 0 } else { LATE + LATER.saturating_mul(late.min(self.latest)) / self.latest.max(1) }
+        self.lateness(since.saturating_sub(before.0))
     }
 
     /// Takes the next pause.

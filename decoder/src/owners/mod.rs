@@ -16,13 +16,17 @@
 //! anew, that the kernel ended an AUX record there and whose it was, that no user code runs while nobody does.
 
 mod matching;
+mod part;
 mod pauses;
 
 use crate::config::PtConfig;
 use crate::image::AddressSpaces;
+use crate::plan::Window;
+use crate::reader::Reader;
 use crate::stream::TraceStream;
 use crate::units::{AuxOffset, Tsc};
 use matching::Matching;
+use part::Part;
 
 /// A thread, as whatever number the caller gives it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -88,11 +92,30 @@ pub struct Owner<'a> {
 /// Finds out whose the bytes of a CPU's stream are. Only the stretches between PSBs in which a switch can lie are
 /// looked at.
 pub fn changes(stream: &TraceStream<'_>, config: &PtConfig, schedule: &Schedule) -> Vec<Change> {
+    changes_in(stream, config, schedule, &Part::whole(stream))
+}
+
+/// As [`changes`], for the units that the windows need ([`plan::Plan::narrow`](crate::plan::Plan::narrow)): no more of the
+/// stream is looked at than those and what lies around them. Of what is outside of that, the changes say nothing.
+pub fn changes_within(
+    stream: &TraceStream<'_>,
+    config: &PtConfig,
+    schedule: &Schedule,
+    windows: &[Window],
+    unit_bytes: usize,
+) -> Vec<Change> {
+    let part = Part::of(stream, config, windows, unit_bytes);
+    part.map_or(Vec::new(), |part| changes_in(stream, config, schedule, &part))
+}
+
+fn changes_in(stream: &TraceStream<'_>, config: &PtConfig, schedule: &Schedule, part: &Part) -> Vec<Change> {
     if !config.tsc || schedule.turns.is_empty() {
         return by_ends(&schedule.ends);
     }
-    let mut matching = Matching::new(schedule, config);
-    pauses::find(stream, config, schedule, &mut |pause| matching.take(pause));
+    let offset = |part: &Part| Reader::new(stream, part.from).offset();
+    let begin = part.since.map(|since| (offset(part), since));
+    let mut matching = Matching::new(schedule, config, begin);
+    pauses::find(stream, config, schedule, part, &mut |pause| matching.take(pause));
     matching.finish()
 }
 

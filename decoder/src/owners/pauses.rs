@@ -1,6 +1,7 @@
 //! The pauses of a CPU's stream: where no user code ran.
 
 use super::matching::LATEST;
+use super::part::Part;
 use super::{RanUpTo, Schedule, ThreadId};
 use crate::clock::Clock;
 use crate::config::PtConfig;
@@ -39,11 +40,12 @@ struct Open {
     broken: bool,
 }
 
-/// Hands over the pauses in stream order.
+/// Hands over the pauses of a part in stream order.
 pub(super) fn find(
     stream: &TraceStream<'_>,
     config: &PtConfig,
     schedule: &Schedule,
+    part: &Part,
     take: &mut dyn FnMut(Pause),
 ) {
     let pieces = &stream.pieces;
@@ -63,7 +65,13 @@ pub(super) fn find(
         clock: Clock::new(config),
         time: None,
         last_ip: LastIp(0),
-        open: Some(Open { from: AuxOffset(0), after: None, restarted: true, broken: false }),
+        // In the midst of a stream, who runs is not a matter of a pause.
+        open: part.since.is_none().then_some(Open {
+            from: AuxOffset(0),
+            after: None,
+            restarted: true,
+            broken: false,
+        }),
         ended: Vec::new(),
         psb: None,
     };
@@ -71,13 +79,22 @@ pub(super) fn find(
     while first < pieces.len() {
         let count = 1 + pieces[first + 1..].iter().take_while(|piece| piece.break_before.is_none()).count();
         let last = first + count - 1;
-        let end = Position { piece: last, byte: kept[last].to };
-        let start = Position { piece: first, byte: kept[first].from };
-        if pieces[first].break_before != Some(Break::Start) && !kept[first].joined {
+        let whole = [
+            Position { piece: first, byte: kept[first].from },
+            Position { piece: last, byte: kept[last].to },
+        ];
+        let (start, end) = (whole[0].max(part.from), whole[1].min(part.to));
+        first += count;
+        if start >= end {
+            continue;
+        }
+        let first = first - count;
+        let is_begun = start > whole[0];
+        if pieces[first].break_before != Some(Break::Start) && !kept[first].joined && !is_begun {
             scan.breaks(pieces[first].offset);
         }
         let psb = plan::find_psb(pieces, start, end);
-        if pieces[first].break_before.is_some_and(Break::restarts) {
+        if pieces[first].break_before.is_some_and(Break::restarts) && !is_begun {
             // Tracing started again on a whole packet.
             scan.clock.set_reference(pieces[first].reference);
             scan.stretch(Reader::new(stream, start), psb.unwrap_or(end));
@@ -97,7 +114,6 @@ pub(super) fn find(
             }
             psb = next;
         }
-        first += count;
     }
     scan.finish();
 }

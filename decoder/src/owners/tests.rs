@@ -1,6 +1,7 @@
 use super::*;
 use crate::packet::encoder::encode;
 use crate::packet::{ExecMode, IpBytes, IpPayload, Packet};
+use crate::plan::{plan, time_of};
 use crate::stream::{Break, Piece};
 use proptest::prelude::*;
 
@@ -108,13 +109,38 @@ impl Cpu {
     }
 
     fn found(&self) -> Vec<Change> {
+        self.find(|stream| changes(stream, &config(), &self.schedule))
+    }
+
+    fn find<T>(&self, find: impl Fn(&TraceStream<'_>) -> T) -> T {
         let piece = Piece {
             offset: AuxOffset(0),
             bytes: &self.bytes,
             break_before: Some(Break::Start),
             reference: Some(Tsc(START)),
         };
-        changes(&TraceStream { pieces: vec![piece] }, &config(), &self.schedule)
+        find(&TraceStream { pieces: vec![piece] })
+    }
+
+    /// Resumptions of a window's units that are put to another thread than they were of, if only what the window needs is
+    /// looked at; and how many there are.
+    fn wrong_within(&self, from: u64, to: u64, unit_bytes: usize) -> (Vec<(u64, u32)>, usize) {
+        let windows = [Window { from: Some(Tsc(from)), to: Some(Tsc(to)), ..Window::ALL }];
+        let found =
+            self.find(|stream| changes_within(stream, &config(), &self.schedule, &windows, unit_bytes));
+        let needed: Vec<std::ops::Range<u64>> = self.find(|stream| {
+            let mut plan = plan([stream], unit_bytes);
+            plan.narrow(&windows, |unit| time_of(Reader::new(stream, unit.from), &config()));
+            plan.units.iter().map(|unit| unit.from.byte as u64..unit.end.byte as u64).collect()
+        });
+        let owner = |at: u64| {
+            let begun = found.partition_point(|change| change.from.0 <= at);
+            begun.checked_sub(1).and_then(|last| found[last].thread)
+        };
+        let is_needed = |(at, _): &&(u64, u32)| needed.iter().any(|unit| unit.contains(at));
+        let resumed = self.resumed.iter().filter(is_needed);
+        let wrong = resumed.clone().filter(|(at, thread)| owner(*at) != Some(ThreadId(*thread)));
+        (wrong.copied().collect(), resumed.count())
     }
 
     /// Resumptions that are put to another thread than they were of.
@@ -175,6 +201,23 @@ proptest! {
     #[test]
     fn records_that_are_late(slices in slices(13_000, 10_000), with_ends: bool) {
         prop_assert_eq!(write(&slices, true, with_ends).wrong(), []);
+    }
+
+    /// Of a window's part as much is known, with a tracer that stops at every switch and with one that never stops.
+    #[test]
+    fn parts_of_a_stream(
+        (slices, stops) in prop_oneof![
+            (proptest::collection::vec(slices(13_000, 10_000), 8), Just(true)),
+            (proptest::collection::vec(slices(14_000, 3_000), 8), Just(false)),
+        ],
+        with_ends: bool,
+        from in 0..100u64,
+        length in 0..30u64,
+    ) {
+        let cpu = write(&slices.concat(), stops, with_ends && stops);
+        let from = START + (cpu.now - START) * from / 100;
+        let (wrong, _) = cpu.wrong_within(from, from + (cpu.now - START) * length / 100, 1000);
+        prop_assert_eq!(wrong, []);
     }
 
     /// With the ends of AUX records, threads may come and go faster than their records.
@@ -285,4 +328,27 @@ fn long_stretches() {
         }
     }
     assert_eq!(cpu.wrong(), []);
+}
+
+/// A window of a long stream is found without most of it: what is not looked at may be anything.
+#[test]
+fn no_more_is_looked_at_than_is_needed() {
+    let mut cpu = Cpu::new(true);
+    for _ in 0..200 {
+        for thread in [3, 1, 2] {
+            cpu.psb_if_due(None);
+            cpu.switch(Some(thread), 9_000);
+            cpu.run(thread, 100_000, 5, true);
+            cpu.end(thread);
+        }
+    }
+    let (from, to) = (START + (cpu.now - START) / 2, START + (cpu.now - START) / 2 + 1_000_000);
+    let (wrong, needed) = cpu.wrong_within(from, to, 1000);
+    assert!(wrong.is_empty() && (20..200).contains(&needed), "{wrong:?} of {needed}");
+    let whole = cpu.found();
+    let part = cpu.find(|stream| {
+        let windows = [Window { from: Some(Tsc(from)), to: Some(Tsc(to)), ..Window::ALL }];
+        changes_within(stream, &config(), &cpu.schedule, &windows, 1000)
+    });
+    assert!(part.len() < whole.len() / 5, "{} of {}", part.len(), whole.len());
 }

@@ -310,6 +310,15 @@ impl<F: FrameSink> CallStacks<F> {
         Ok(())
     }
 
+    /// Nothing more comes of a stack's thread, but it is known to have gone on until then: so did what is open.
+    pub fn goes_on(&mut self, stack: usize, until: Ns) -> Result<(), F::Error> {
+        self.hand_out(None)?;
+        if let Some(stack) = self.stacks.get_mut(stack) {
+            stack.now = stack.now.max(until);
+        }
+        Ok(())
+    }
+
     /// Ends all frames and gives the sink back.
     pub fn finish(mut self) -> Result<F, F::Error> {
         self.hand_out(None)?;
