@@ -225,7 +225,7 @@ impl<'m> Loaded<'m> {
             let Running { spaces, wanted, .. } = self.running(change.thread);
             Owner { from: change.from, thread: change.thread, spaces, wanted }
         };
-        let changes = changes_within(&stream.trace, &self.capture.config, schedule, windows, unit_bytes());
+        let changes = changes_within(&stream.trace, &self.capture.config, schedule, windows, self.unit_bytes);
         changes.into_iter().map(owner).collect()
     }
 
@@ -262,7 +262,7 @@ impl<'m> Loaded<'m> {
         let config = &self.capture.config;
         let threads = &self.capture.schedules.threads;
         let of_stream = |stream: &PtStream<'m>| {
-            let units = plan([&stream.trace], unit_bytes()).units;
+            let units = plan([&stream.trace], self.unit_bytes).units;
             let last = units.iter().rev().find_map(|unit| told_at(stream, unit.from, config))?;
             Some(config.time?.to_ns(last))
         };

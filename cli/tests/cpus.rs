@@ -4,8 +4,10 @@
 mod recording;
 mod timeline;
 
+use ptflow_cli::RunOptions;
 use recording::{Recorded, record};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::process::Command;
 use std::sync::OnceLock;
 use tempfile::TempDir;
@@ -29,17 +31,17 @@ struct Timeline {
 fn convert(recorded: &Recorded, args: &[&str]) -> Timeline {
     let folder = TempDir::new().expect("a folder");
     let (out, report) = (folder.path().join("out.json"), folder.path().join("report"));
-    let output = Command::new(env!("CARGO_BIN_EXE_ptflow"))
-        .args(["convert", "--quiet", "--full", "--report"])
-        .arg(&report)
-        .arg("-o")
-        .arg(&out)
-        .arg(recorded.folder.path().join("capture/perf.data"))
-        .args(args)
-        .env("PTFLOW_UNIT_BYTES", "6000")
-        .output()
-        .expect("ptflow runs");
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let paths: [OsString; 5] = [
+        recorded.folder.path().join("capture/perf.data").into(),
+        "-o".into(),
+        out.clone().into(),
+        "--report".into(),
+        report.clone().into(),
+    ];
+    let all = ["ptflow", "convert", "--quiet", "--full"].into_iter().map(OsString::from).chain(paths);
+    let options = RunOptions { unit_bytes: Some(6000) };
+    let status = ptflow_cli::run(all.chain(args.iter().map(OsString::from)), options);
+    assert_eq!(status, 0, "{args:?}");
     Timeline { slices: timeline::read(&out), report: timeline::json(&report) }
 }
 
