@@ -43,8 +43,10 @@ pub struct Calls {
 pub struct Folding {
     /// Calls that are shorter were folded.
     pub min_ns: u64,
-    /// So were calls at this level of a stack and deeper.
-    pub depth: Option<usize>,
+    /// So were calls at this level of a stack and deeper, ...
+    pub depth: usize,
+    /// ... which were so many.
+    pub deep: u64,
     /// Slices that were written, holes in the trace included.
     pub slices: u64,
     /// Slices that were not: calls, and inlined functions.
@@ -70,6 +72,8 @@ pub struct Budget {
     /// By number; the depth guard behind makes names of its own.
     names: Vec<Option<Named>>,
     outside: Folded,
+    /// Calls that were folded for their depth.
+    deep: u64,
     /// Slices tell what was executed in them.
     with_work: bool,
 }
@@ -186,6 +190,7 @@ impl Budget {
             tracks: Vec::new(),
             names: Vec::new(),
             outside: Folded::default(),
+            deep: 0,
             with_work: false,
         }
     }
@@ -199,6 +204,12 @@ impl Budget {
     /// The threshold will not rise: what is kept is handed on as soon as that is known.
     fn is_settled(&self) -> bool {
         self.limits.slices.is_none()
+    }
+
+    /// Levels of a stack that may be shown. Those that viewers do not show either are folded here, where they take no room
+    /// from others: the guard behind would draw them as one slice each time.
+    fn levels(&self) -> usize {
+        self.limits.depth.map_or(MAX_DEPTH, |depth| depth.min(MAX_DEPTH))
     }
 
     /// Begins the open slices of a settled track: the youngest is kept, and so are those around it.
@@ -275,6 +286,7 @@ impl Budget {
             while around.last().is_some_and(|outer| calling.slices[*outer].level >= slice.level) {
                 around.pop();
             }
+            folded_call = folded_call.filter(|level| *level < slice.level);
             if slice.end == OPEN || slice.duration() >= self.min_ns {
                 around.push(kept);
                 calling.slices[kept] = slice;
@@ -285,7 +297,6 @@ impl Budget {
                 continue;
             }
             let is_inlined = self.is_inlined(slice.name);
-            folded_call = folded_call.filter(|level| *level < slice.level);
             let folded = around.last().map_or(&mut self.outside, |outer| &mut calling.slices[*outer].folded);
             take(folded, &slice, folded_call.is_none(), is_inlined);
             if !is_inlined {
@@ -308,8 +319,7 @@ impl Budget {
                 self.inner.end(track, outer.end, args)?;
             }
             self.inner.begin(track, slice.begin, slice.name)?;
-            // Deeper ones are folded by the guard that stands behind.
-            self.count(slice, (slice.level as usize) < MAX_DEPTH);
+            self.count(slice, true);
             open.push((slice, Args { folded: slice.folded, work: calling.work(place) }));
         }
         while let Some((outer, args)) = open.pop() {
@@ -380,7 +390,7 @@ impl Budget {
 
     /// A slice begins.
     pub fn begin(&mut self, track: Track, ns: u64, name: Name) -> io::Result<()> {
-        let Limits { min_ns, depth, .. } = self.limits;
+        let (min_ns, levels) = (self.limits.min_ns, self.levels());
         let (is_settled, with_work) = (self.is_settled(), self.with_work);
         let calling = self.calling(track);
         calling.last = ns;
@@ -392,7 +402,7 @@ impl Budget {
         calling.open.push(calling.slices.len());
         calling.slices.push(slice);
         let notes = calling.notes;
-        let is_kept = notes || min_ns == 0 && depth.is_none_or(|depth| (slice.level as usize) < depth);
+        let is_kept = notes || min_ns == 0 && (slice.level as usize) < levels;
         self.notes += u64::from(notes);
         self.stored += 1;
         if is_settled && is_kept { self.begin_open(track) } else { Ok(()) }
@@ -400,7 +410,7 @@ impl Budget {
 
     /// The youngest open slice ends.
     pub fn end(&mut self, track: Track, ns: u64) -> io::Result<()> {
-        let (is_settled, min_ns, depth) = (self.is_settled(), self.min_ns, self.limits.depth);
+        let (is_settled, min_ns, levels) = (self.is_settled(), self.min_ns, self.levels());
         let with_work = self.with_work;
         let calling = self.calling(track);
         let Some(place) = calling.open.pop() else { return Ok(()) };
@@ -411,9 +421,7 @@ impl Budget {
         calling.slices[place].end = ns.min(OPEN - 1);
         let slice = calling.slices[place];
         let level = slice.level as usize;
-        let is_kept = calling.notes
-            || place < calling.begun
-            || slice.duration() >= min_ns && depth.is_none_or(|depth| level < depth);
+        let is_kept = calling.notes || place < calling.begun || slice.duration() >= min_ns && level < levels;
         if is_kept && is_settled {
             self.begin_open(track)?;
             let calling = self.calling(track);
@@ -421,7 +429,7 @@ impl Budget {
             calling.truncate(place);
             calling.begun = place;
             self.stored -= 1;
-            self.count(&slice, level < MAX_DEPTH);
+            self.count(&slice, true);
             return self.inner.end(track, ns, args);
         }
         if !is_kept {
@@ -435,6 +443,7 @@ impl Budget {
             };
             take(folded, &slice, true, is_inlined);
             self.stored -= 1;
+            self.deep += u64::from(level >= levels);
             self.count(&slice, false);
         }
         if self.stored > self.room {
@@ -458,8 +467,8 @@ impl Budget {
             let calling = std::mem::take(&mut self.tracks[index]);
             self.write(Track(index as u32), &calling)?;
         }
-        let (min_ns, depth) = (self.min_ns, self.limits.depth);
-        let mut folding = Folding { min_ns, depth, outside: self.outside, ..Folding::default() };
+        let (min_ns, depth, deep) = (self.min_ns, self.levels(), self.deep);
+        let mut folding = Folding { min_ns, depth, deep, outside: self.outside, ..Folding::default() };
         for Named { text, category, calls } in std::mem::take(&mut self.names).into_iter().flatten() {
             folding.slices += calls.kept;
             folding.folded += calls.folded;
@@ -480,19 +489,18 @@ impl Budget {
 impl Folding {
     /// What was folded, if anything was.
     pub fn in_words(&self) -> Option<String> {
-        let Self { min_ns, depth, slices, folded, outside, .. } = self;
+        let Self { min_ns, depth, deep, slices, folded, outside, .. } = self;
         (*folded > 0).then(|| {
             let all = slices.saturating_add(*folded);
-            let levels = depth.map_or(MAX_DEPTH, |depth| depth.min(MAX_DEPTH));
-            let deep = format!("those deeper than {levels} levels");
+            let too_deep = format!("those deeper than {depth} levels");
             let short = match *min_ns {
                 u64::MAX => "all calls".to_owned(),
                 ns => format!("those shorter than {}.{:03} us", ns / 1000, ns % 1000),
             };
-            let which = match (*min_ns, depth) {
-                (0, _) => deep,
-                (_, None) => short,
-                (_, Some(_)) => format!("{short}, and {deep}"),
+            let which = match (*min_ns, *deep) {
+                (0, _) => too_deep,
+                (_, 0) => short,
+                _ => format!("{short}, and {too_deep}"),
             };
             let alone = match outside.calls {
                 0 => String::new(),

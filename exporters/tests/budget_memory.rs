@@ -6,8 +6,12 @@ use ptflow_exporters::depth::DepthGuard;
 use ptflow_exporters::perfetto::PerfettoWriter;
 use ptflow_exporters::timeline::Category;
 use std::io;
+use std::sync::{Mutex, PoisonError};
 
 const SLICES: u64 = 100_000;
+
+/// One test at a time: memory is the process's.
+static ALONE: Mutex<()> = Mutex::new(());
 
 fn peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux tells");
@@ -15,8 +19,55 @@ fn peak() -> u64 {
     line.trim().strip_suffix(" kB").and_then(|kb| kb.trim().parse::<u64>().ok()).expect("a number") << 10
 }
 
+/// A recursion 100,000 deep, again and again: what is too deep to be shown takes no room from what is not, is told of on the
+/// deepest slice that is shown, and memory is that of one recursion.
+fn recurse(rounds: u64) -> io::Result<()> {
+    const DEPTH: u64 = 100_000;
+    const SHOWN: u64 = 511;
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let timeline = Box::new(DepthGuard::new(Box::new(PerfettoWriter::new(io::sink()))));
+    let limits = Limits { slices: Some(rounds * SHOWN), ..Limits::default() };
+    let mut budget = Budget::new(timeline, limits).with_work();
+    budget.process(1, "")?;
+    let track = budget.thread(1, 1, "")?;
+    let name = budget.name("f", Category::Function);
+    let before = peak();
+    for round in 0..rounds {
+        let start = round * 3 * DEPTH;
+        for level in 0..DEPTH {
+            budget.begin(track, start + level, name)?;
+        }
+        for level in 0..DEPTH {
+            budget.end(track, start + DEPTH + level)?;
+        }
+    }
+    let folding = budget.finish()?;
+    assert_eq!((folding.slices, folding.min_ns), (rounds * SHOWN, 0));
+    assert_eq!((folding.folded, folding.deep), (rounds * (DEPTH - SHOWN), rounds * (DEPTH - SHOWN)));
+    assert_eq!(folding.outside.calls, 0);
+    let said = folding.in_words().expect("calls were folded");
+    assert!(said.ends_with("those deeper than 511 levels"), "{said}");
+    // Lists of what is kept and of one recursion, with what was executed, twice while they grow; and the writer's buffer.
+    let used = peak().saturating_sub(before);
+    assert!(used < 2 * 64 * (rounds * SHOWN + 2 * DEPTH) + (8 << 20), "{used} bytes");
+    Ok(())
+}
+
+#[test]
+fn deep_recursion() -> io::Result<()> {
+    recurse(30)
+}
+
+/// `cargo test --release -p ptflow-exporters --test budget_memory -- --ignored`: 600 million begins and ends.
+#[test]
+#[ignore = "a minute without optimisation"]
+fn deep_recursion_some_thousand_times() -> io::Result<()> {
+    recurse(3_000)
+}
+
 #[test]
 fn memory_is_bounded_by_the_budget() -> io::Result<()> {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let timeline = Box::new(DepthGuard::new(Box::new(PerfettoWriter::new(io::sink()))));
     let mut budget = Budget::new(timeline, Limits { slices: Some(SLICES), ..Limits::default() });
     budget.process(1, "")?;
