@@ -17,9 +17,11 @@ const FEW_SLOTS: usize = 1 << 4;
 
 /// Bytes of trace between two looks at the rate of hits.
 const STRETCH: usize = 4 << 10;
+/// And to the first look behind a pause: where windows miss, each is learnt in vain.
+const TRIAL: usize = 1 << 10;
 /// So many bytes are walked without windows where they missed; longer when they miss again.
 const FIRST_PAUSE: usize = 64 << 10;
-const LAST_PAUSE: usize = 2 << 20;
+const LAST_PAUSE: usize = 4 << 20;
 const LONG_PAUSE: usize = 512 << 10;
 
 /// The table.
@@ -56,7 +58,7 @@ impl Memo {
                 if !self.paused {
                     self.pause = 0;
                 }
-                self.left = STRETCH;
+                self.left = if self.paused { TRIAL } else { STRETCH };
             }
             self.paused = missed;
         }

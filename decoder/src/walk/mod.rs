@@ -233,6 +233,7 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
                 if self.is_for_bulk() {
                     return true;
                 }
+                let before = self.bulk;
                 self.fast();
                 self.after_branches = true;
                 if self.cursor.tnt.count > 0 {
@@ -241,6 +242,10 @@ impl<'w, 'a, 'm, S: Sink> Walker<'w, 'a, 'm, S> {
                 }
                 if self.reader.at() >= self.end {
                     break;
+                }
+                if before != self.bulk && self.bulk == Bulk::Soon {
+                    // It went as far as it was to go.
+                    continue;
                 }
             }
             if !self.careful() {

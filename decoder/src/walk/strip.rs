@@ -110,11 +110,24 @@ impl Stretch {
             self.marks.push(Place { byte: pos, outcomes, last_ip, left: (0, 0), packet: pos });
             let next_mark = limit.min(pos + MARK_BYTES);
             while pos < next_mark {
-                let head = data[pos];
+                let mut head = data[pos];
+                // Where there are any, a CYC stands in front of nearly every packet: both are taken in one round.
+                if head & 3 == 3 {
+                    let more = head >> 2 & 1;
+                    if more & (data[pos + 1] | u8::from(skd007)) != 0 {
+                        let Some(len) = timing(data, pos, skd007) else { break 'packets };
+                        pos += len;
+                        continue;
+                    }
+                    pos += 1 + usize::from(more);
+                    head = data[pos];
+                }
+                // Outcomes, the oldest on top, and how many.
                 let (bits, count) = if head & 1 == 0 && head > 2 {
-                    let count = 6 - head.leading_zeros();
                     pos += 1;
-                    (u64::from(head >> 1) & ((1 << count) - 1), count)
+                    // Below the stop bit, which is the top one set, lie the outcomes, and a zero.
+                    let zeros = u64::from(head).leading_zeros();
+                    (u64::from(head) << zeros << 1, 62 - zeros)
                 } else if head & 0x1f == 0x0d {
                     let Some((payload, len)) = ip_payload_at(data, pos) else { break 'packets };
                     let mut ip = last_ip;
@@ -131,14 +144,14 @@ impl Stretch {
                 } else if let Some(len) = timing(data, pos, skd007) {
                     pos += len;
                     continue;
-                } else if let Some(long) = long_tnt_at(data, pos) {
+                } else if let Some((bits, count)) = long_tnt_at(data, pos) {
                     pos += 8;
-                    long
+                    (bits << (64 - count), count)
                 } else {
                     break 'packets;
                 };
                 // At most 7 + 47 bits.
-                partial |= bits << (64 - partial_len - count);
+                partial |= bits >> partial_len;
                 partial_len += count;
                 self.bits[out..out + 8].copy_from_slice(&partial.to_be_bytes());
                 out += (partial_len / 8) as usize;
