@@ -18,6 +18,7 @@
 mod build;
 pub(crate) mod compact;
 mod effect;
+mod info;
 mod memo;
 mod sites;
 pub(crate) mod window;
@@ -29,8 +30,11 @@ use crate::placement::{PlacementId, Placements, UNPLACED};
 use crate::profile::{CodeAddr, EdgeKind, EdgeRow};
 use crate::sink::Site;
 use crate::units::{ImageId, Ip, Svma};
-use rustc_hash::FxHashMap;
+use hashbrown::HashTable;
+use info::NodeInfo;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 pub(crate) use sites::SiteTable;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
 /// A node of one graph.
@@ -132,28 +136,6 @@ pub struct FoldedJump {
     pub crosses: bool,
 }
 
-/// The cold half of a node.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct NodeInfo {
-    pub image: ImageId,
-    pub placement: PlacementId,
-    pub mode: ExecMode,
-    pub start: Svma,
-    /// The function at `start`.
-    pub function: FunctionAt,
-    /// The last instruction; `start` where there is none.
-    pub last: Svma,
-    /// The function at `last`.
-    pub last_function: FunctionAt,
-    /// Of a [`Exit::Cross`]: the transfer, if it is by one, and the address that it leads to, as if it were stated.
-    pub cross: (Option<EdgeKind>, Svma),
-    jumps: (u32, u32),
-    /// Consumes nothing at its end, and what is behind is known only where it is walked.
-    leads_on: bool,
-    /// Instructions from the start on that need nothing from the trace; without end until the node is built.
-    free: u32,
-}
-
 /// Slots of the runtime address cache: 128 KiB, which stays in the second-level cache.
 const IP_CACHE: usize = 1 << 13;
 
@@ -164,7 +146,10 @@ pub struct Graph {
     pub(crate) nodes: Vec<Node>,
     info: Vec<NodeInfo>,
     jumps: Vec<FoldedJump>,
-    ids: FxHashMap<(PlacementId, ExecMode, Svma), NodeId>,
+    /// Nodes by their keys, which their infos hold.
+    ids: HashTable<NodeId>,
+    /// Of each [`Exit::Cross`]: the transfer, if it is by one, and the address that it leads to, as if it were stated.
+    crosses: FxHashMap<NodeId, (Option<EdgeKind>, Svma)>,
     placements: Placements,
     /// Runtime address to node, for one address space and mode at a time.
     ip_cache: Vec<(u64, NodeId)>,
@@ -203,7 +188,8 @@ impl Graph {
             nodes: Vec::new(),
             info: Vec::new(),
             jumps: Vec::new(),
-            ids: FxHashMap::default(),
+            ids: HashTable::new(),
+            crosses: FxHashMap::default(),
             placements: Placements::new(),
             ip_cache: vec![(u64::MAX, NOWHERE); IP_CACHE],
             spill: FxHashMap::default(),
@@ -240,19 +226,7 @@ impl Graph {
             exit: Exit::Unbuilt,
             flags: self.flag(&function),
         });
-        self.info.push(NodeInfo {
-            image: self.placements.image(placement),
-            placement,
-            mode,
-            start,
-            function,
-            last: start,
-            last_function: function,
-            cross: (None, start),
-            jumps: (0, 0),
-            leads_on: false,
-            free: u32::MAX,
-        });
+        self.info.push(NodeInfo::new(placement, mode, start, function));
         id
     }
 
@@ -263,7 +237,7 @@ impl Graph {
         }
         self.asked = Some(functions.clone());
         for index in 0..self.nodes.len() {
-            let flag = self.flag(&self.info[index].function);
+            let flag = self.flag(&self.info[index].function());
             self.nodes[index].flags = self.nodes[index].flags & !ASKED | flag;
         }
     }
@@ -282,12 +256,15 @@ impl Graph {
         mode: ExecMode,
         svma: Svma,
     ) -> NodeId {
-        if let Some(id) = self.ids.get(&(placement, mode, svma)) {
+        let key = (placement, mode, svma);
+        let hash = hash(&key);
+        if let Some(id) = self.ids.find(hash, |id| self.info[id.0 as usize].key() == key) {
             return *id;
         }
         let function = code.function(self.placements.image(placement), svma);
         let id = self.push(placement, mode, svma, function);
-        self.ids.insert((placement, mode, svma), id);
+        let info = &self.info;
+        self.ids.insert_unique(hash, id, |id| self::hash(&info[id.0 as usize].key()));
         id
     }
 
@@ -362,12 +339,24 @@ impl Graph {
     }
 
     fn find_crossing(&mut self, code: &CodeView<'_, '_>, id: NodeId) -> Option<NodeId> {
-        let NodeInfo { placement, mode, cross: (_, to), .. } = self.info[id.0 as usize];
+        let NodeInfo { placement, mode, .. } = self.info[id.0 as usize];
+        let (_, to) = *self.crosses.get(&id)?;
         let mut ip = self.placements.ip(placement, to)?;
         if mode == ExecMode::Bits32 {
             ip.0 &= u64::from(u32::MAX);
         }
         code.needs_trace_behind(ip, mode).then(|| self.node_at_ip(code, mode, ip))
+    }
+
+    /// What transfer a [`Exit::Cross`] is; `None` where the code leads straight on.
+    pub(crate) fn crossing_kind(&self, id: NodeId) -> Option<EdgeKind> {
+        self.crosses.get(&id)?.0
+    }
+
+    /// The image that a node lies in.
+    #[inline]
+    pub(crate) fn image(&self, info: &NodeInfo) -> ImageId {
+        self.placements.image(info.placement)
     }
 
     pub(crate) fn node(&self, id: NodeId) -> &Node {
@@ -380,8 +369,8 @@ impl Graph {
 
     /// The direct transfers folded into a node, in order.
     pub(crate) fn jumps(&self, id: NodeId) -> &[FoldedJump] {
-        let (from, to) = self.info[id.0 as usize].jumps;
-        &self.jumps[from as usize..to as usize]
+        let NodeInfo { first_jump, jumps, .. } = self.info[id.0 as usize];
+        &self.jumps[first_jump as usize..][..usize::from(jumps)]
     }
 
     /// Counts an indirect transfer or a return from `from` to `to`.
@@ -454,13 +443,13 @@ impl Graph {
 
     /// A node's start and its function.
     pub(crate) fn site(&self, id: NodeId) -> Site {
-        Site { addr: self.start_addr(id), function: self.info(id).function }
+        Site { addr: self.start_addr(id), function: self.info(id).function() }
     }
 
     /// A node's start in the profile's terms.
     pub(crate) fn start_addr(&self, id: NodeId) -> CodeAddr {
         let info = self.info(id);
-        self.addr(info.image, info.start)
+        self.addr(self.image(info), info.start)
     }
 
     /// Everything counted, as rows in no order; a row may stand several times.
@@ -476,6 +465,7 @@ impl Graph {
         for index in 1..self.nodes.len() {
             let id = NodeId(index as u32);
             let (node, info) = (self.nodes[index], self.info[index]);
+            let image = self.image(&info);
             let left = node.count[0] + node.count[1] + leavings.get(&id).copied().unwrap_or(0);
             if left == 0 {
                 continue;
@@ -483,8 +473,8 @@ impl Graph {
             for jump in self.jumps(id) {
                 rows.push(EdgeRow {
                     kind: jump.kind,
-                    from: Some(self.addr(info.image, jump.from)),
-                    to: Some(self.addr(info.image, jump.to)),
+                    from: Some(self.addr(image, jump.from)),
+                    to: Some(self.addr(image, jump.to)),
                     taken: left,
                     not_taken: 0,
                     mispredicted: 0,
@@ -493,7 +483,7 @@ impl Graph {
             match node.exit {
                 Exit::Jcc => rows.push(EdgeRow {
                     kind: EdgeKind::Jcc,
-                    from: Some(self.addr(info.image, info.last)),
+                    from: Some(self.addr(image, info.last)),
                     to: Some(self.start_addr(node.succ[1])),
                     taken: node.count[1],
                     not_taken: node.count[0],
@@ -521,7 +511,7 @@ impl Graph {
             Exit::Call => EdgeKind::Call,
             Exit::CallInd => EdgeKind::CallInd,
             Exit::JmpInd => EdgeKind::JmpInd,
-            Exit::Cross => match info.cross.0 {
+            Exit::Cross => match self.crossing_kind(from) {
                 Some(kind) => kind,
                 None => return,
             },
@@ -529,11 +519,15 @@ impl Graph {
         };
         rows.push(EdgeRow {
             kind,
-            from: Some(self.addr(info.image, info.last)),
+            from: Some(self.addr(self.image(info), info.last)),
             to: Some(self.start_addr(to)),
             taken: count,
             not_taken: 0,
             mispredicted: 0,
         });
     }
+}
+
+fn hash(key: &(PlacementId, ExecMode, Svma)) -> u64 {
+    FxBuildHasher.hash_one(key)
 }

@@ -7,7 +7,7 @@ use crate::profile::EdgeKind;
 use crate::units::Svma;
 
 /// At most this many direct jumps are folded into a node; a longer run goes on in a [`Exit::Link`] successor.
-const MAX_FOLDED: u32 = 16;
+const MAX_FOLDED: usize = 16;
 /// At most this many instructions make a node.
 const MAX_INSNS: u16 = 4096;
 
@@ -77,7 +77,7 @@ impl Graph {
 
     fn build_one(&mut self, code: &CodeView<'_, '_>, id: NodeId) {
         let info = self.info[id.0 as usize];
-        let (image, first_jump) = (info.image, self.jumps.len());
+        let (image, first_jump) = (self.image(&info), self.jumps.len());
         let mut insns = 0;
         let mut last = info.start;
         let mut at = info.start;
@@ -123,7 +123,7 @@ impl Graph {
                     let crosses =
                         kind == EdgeKind::Jmp && function.function != code.function(image, last).function;
                     self.jumps.push(FoldedJump { image, from: last, to, kind, insns, function, crosses });
-                    if (self.jumps.len() - first_jump) as u32 > MAX_FOLDED {
+                    if self.jumps.len() - first_jump > MAX_FOLDED {
                         break End::link(self.node_at(code, info.placement, info.mode, to));
                     }
                     at = to;
@@ -131,15 +131,16 @@ impl Graph {
             }
         };
         let last_function = code.function(image, last);
-        let leaves = |to: &NodeId| self.info[to.0 as usize].function.function != last_function.function;
+        let leaves = |to: &NodeId| self.info[to.0 as usize].function().function != last_function.function;
         let crosses = end.exit == Exit::Jcc && end.succ.iter().any(leaves)
             || self.jumps[first_jump..].iter().any(|jump| jump.crosses);
-        let jumps = (first_jump as u32, self.jumps.len() as u32);
+        let jumps = (self.jumps.len() - first_jump) as u8;
+        if end.exit == Exit::Cross {
+            self.crosses.insert(id, end.cross);
+        }
         let info = &mut self.info[id.0 as usize];
-        info.last = last;
-        info.last_function = last_function;
-        info.jumps = jumps;
-        info.cross = end.cross;
+        info.set_last(last, last_function);
+        (info.first_jump, info.jumps) = (first_jump as u32, jumps);
         info.leads_on = end.leads_on;
         let node = &mut self.nodes[id.0 as usize];
         node.exit = end.exit;

@@ -79,7 +79,7 @@ impl Graph {
 
     /// The direct transfers folded into a node, in order, with the numbers and sites of where they lead.
     pub(crate) fn jump_sites(&self, id: NodeId) -> impl Iterator<Item = (u32, &FoldedJump, Site)> {
-        let first = self.info(id).jumps.0;
+        let first = self.info(id).first_jump;
         (first..).zip(self.jumps(id)).map(|(index, jump)| (index & (JUMP - 1) | JUMP, jump, jump.target()))
     }
 }

@@ -54,7 +54,7 @@ impl Sink for BranchList {
     fn run(&mut self, run: Run<'_>, mark: Mark) {
         let info = run.graph.info(run.node);
         let node = run.graph.node(run.node);
-        let addr = |svma: Svma| Some(CodeAddr { image: Some(info.image), addr: svma.0 });
+        let addr = |svma: Svma| Some(CodeAddr { image: Some(run.graph.image(info)), addr: svma.0 });
         let start = mark.ordinal - u64::from(node.insns);
         for jump in run.graph.jumps(run.node) {
             let mark = Mark { ordinal: start + u64::from(jump.insns), ..mark };
@@ -73,7 +73,7 @@ impl Sink for BranchList {
             (Exit::Call, _) => (EdgeKind::Call, node.succ[0]),
             (Exit::CallInd, Leave::To(to)) => (EdgeKind::CallInd, to),
             (Exit::JmpInd, Leave::To(to)) => (EdgeKind::JmpInd, to),
-            (Exit::Cross, Leave::To(to)) => (info.cross.0.unwrap_or(EdgeKind::Jmp), to),
+            (Exit::Cross, Leave::To(to)) => (run.graph.crossing_kind(run.node).unwrap_or(EdgeKind::Jmp), to),
             (_, Leave::To(to)) => (EdgeKind::Ret, to),
             _ => return,
         };

@@ -81,7 +81,7 @@ impl Sink for InstructionList {
 
     fn run(&mut self, run: Run<'_>, mark: Mark) {
         let (info, node) = (run.graph.info(run.node), run.graph.node(run.node));
-        let addr = |svma: Svma| Some(CodeAddr { image: Some(info.image), addr: svma.0 });
+        let addr = |svma: Svma| Some(CodeAddr { image: Some(run.graph.image(info)), addr: svma.0 });
         let start = Mark { ordinal: mark.ordinal - u64::from(node.insns), ..mark };
         self.reach(start);
         (self.at, self.mode) = (addr(info.start), info.mode);

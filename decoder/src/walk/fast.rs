@@ -354,7 +354,7 @@ impl<S: Sink> Walker<'_, '_, '_, S> {
             return None;
         }
         let Node { ret, insns, .. } = *self.graph.node(node);
-        let by = self.graph.info(node).cross.0;
+        let by = self.graph.crossing_kind(node);
         // A call to the next instruction has none.
         if ret != NOWHERE {
             self.cursor.stack.push(ReturnAddress::Node(ret));

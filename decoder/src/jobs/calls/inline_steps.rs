@@ -165,12 +165,12 @@ impl Sink for InlineSteps<'_> {
         };
         let site = run.graph.site(to);
         let is_taken = node.exit == Exit::Jcc && run.leave == Leave::Taken;
-        if is_taken && site.function.function != info.last_function.function {
+        if is_taken && site.function.function != info.last_function().function {
             self.steps.jump(mark, false, SiteTable::node(to), &site);
         }
         self.steps.at_end(&run, mark);
         self.forget_after_transfer();
-        if node.exit != Exit::Cross || info.cross.0.is_some() {
+        if node.exit != Exit::Cross || run.graph.crossing_kind(run.node).is_some() {
             self.at = Some(run.graph.start_addr(to));
         }
     }

@@ -57,11 +57,18 @@ impl<F: FrameSink> Fold<'_, F> {
     }
 
     /// A frame opens that is in an inlined function already.
+    #[cold]
     pub(super) fn open_inlined(&mut self, innermost: Option<InlinedId>) -> Result<(), F::Error> {
         let (Some(code), Some(_)) = (self.inlined, innermost) else { return Ok(()) };
         path(code, innermost).into_iter().try_for_each(|inlined| {
             self.sink.open(self.stream, self.stack.now, FrameName::Inlined(inlined), true)
         })
+    }
+
+    /// A frame ends that is in an inlined function.
+    #[cold]
+    pub(super) fn close_inlined(&mut self, innermost: Option<InlinedId>) -> Result<(), F::Error> {
+        (0..self.open_in(innermost)).try_for_each(|_| self.sink.close(self.stream, self.stack.now))
     }
 
     /// How many inlined functions are open in a frame.

@@ -33,7 +33,7 @@ impl Sink for LoopSteps {
 
     fn run(&mut self, run: Run<'_>, mark: Mark) {
         let (node, info) = (run.graph.node(run.node), run.graph.info(run.node));
-        let addr = |addr| CodeAddr { image: Some(info.image), addr };
+        let addr = |addr| CodeAddr { image: Some(run.graph.image(info)), addr };
         let start = mark.ordinal - u64::from(node.insns);
         // The jumps folded into the node, in order, and its branch; then what ends it.
         for (number, jump, site) in run.graph.jump_sites(run.node) {
@@ -51,7 +51,7 @@ impl Sink for LoopSteps {
         };
         if let Some(to) = to {
             let site = run.graph.site(to);
-            let within = site.function.function == info.last_function.function;
+            let within = site.function.function == info.last_function().function;
             if within && leads_back(addr(info.last.0), site.addr) {
                 self.0.round(mark, SiteTable::node(to));
             } else if !within && node.exit == Exit::Jcc {

@@ -380,7 +380,9 @@ impl<F: FrameSink> Fold<'_, F> {
                 self.sink.returns_to(self.stream, returns_to);
             }
             self.sink.open(self.stream, self.stack.now, frame.name, inferred)?;
-            self.open_inlined(frame.inlined)?;
+            if frame.inlined.is_some() {
+                self.open_inlined(frame.inlined)?;
+            }
         }
         self.stack.frames.push(frame);
         Ok(())
@@ -388,8 +390,12 @@ impl<F: FrameSink> Fold<'_, F> {
 
     fn pop(&mut self) -> Result<(), F::Error> {
         match self.stack.frames.pop() {
-            Some(frame) if frame.shown => (0..=self.open_in(frame.inlined))
-                .try_for_each(|_| self.sink.close(self.stream, self.stack.now)),
+            Some(frame) if frame.shown => {
+                if frame.inlined.is_some() {
+                    self.close_inlined(frame.inlined)?;
+                }
+                self.sink.close(self.stream, self.stack.now)
+            }
             _ => Ok(()),
         }
     }

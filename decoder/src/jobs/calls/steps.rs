@@ -292,7 +292,7 @@ impl CallSteps {
     fn jump_at_end(&mut self, run: &Run<'_>, to: NodeId, mark: Mark) {
         let indirect = run.graph.node(run.node).exit == Exit::JmpInd;
         let site = run.graph.site(to);
-        if site.function.function != run.graph.info(run.node).last_function.function {
+        if site.function.function != run.graph.info(run.node).last_function().function {
             self.jump(mark, indirect, SiteTable::node(to), &site);
         }
     }
@@ -306,7 +306,7 @@ impl CallSteps {
             (Exit::CallInd, Leave::To(to)) => (CALL, to),
             (Exit::Ret, Leave::To(to)) => (RETURN, to),
             (Exit::JmpInd, Leave::To(to)) => return self.jump_at_end(run, to, mark),
-            (Exit::Cross, Leave::To(to)) if run.graph.info(run.node).cross.0 == Some(EdgeKind::Call) => {
+            (Exit::Cross, Leave::To(to)) if run.graph.crossing_kind(run.node) == Some(EdgeKind::Call) => {
                 // A call to the next instruction is none.
                 if node.ret == NOWHERE {
                     return;
@@ -332,7 +332,7 @@ impl CallSteps {
         }
         if node.exit == Exit::Jcc && run.leave == Leave::Taken {
             let to = run.graph.site(node.succ[1]);
-            if to.function.function != info.last_function.function {
+            if to.function.function != info.last_function().function {
                 self.jump(mark, false, SiteTable::node(node.succ[1]), &to);
             }
         }
