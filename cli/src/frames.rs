@@ -2,14 +2,15 @@
 
 use crate::call_stacks::{self, StackOwner};
 use crate::counters::Counters;
+use crate::frame_names::frame_name;
 use crate::load::Loaded;
 use crate::off_cpu::{Away, OffCpu};
 use ptflow_decoder::jobs::calls::{FrameName, FrameSink};
 use ptflow_decoder::ledger::LossReason;
-use ptflow_decoder::profile::CodeAddr;
-use ptflow_decoder::units::{ImageId, Ns};
+use ptflow_decoder::units::Ns;
 use ptflow_exporters::budget::{Budget, Folding};
 use ptflow_exporters::timeline::{Category, Name, Track, Work};
+use ptflow_perf_import::images::ImageStore;
 use ptflow_perf_import::inlined::InlinedImages;
 use ptflow_perf_import::symbols::FunctionNames;
 use rustc_hash::FxHashMap;
@@ -21,8 +22,7 @@ use std::sync::Arc;
 pub struct Frames<'n> {
     timeline: Budget,
     functions: &'n FunctionNames,
-    /// What images are called, by id.
-    images: Vec<String>,
+    store: &'n ImageStore,
     names: FxHashMap<(FrameName, bool), Name>,
     /// The same of functions, by number: they are looked up at every call. That of a function that was entered before comes
     /// second.
@@ -56,7 +56,7 @@ struct Executed {
 impl<'n> Frames<'n> {
     /// `all` = every stream has a track, even if nothing is in it.
     pub fn new(
-        loaded: &Loaded<'_>,
+        loaded: &'n Loaded<'_>,
         functions: &'n FunctionNames,
         mut timeline: Budget,
         all: bool,
@@ -78,13 +78,9 @@ impl<'n> Frames<'n> {
                 *track = Some(timeline.thread(owner.pid, owner.tid, &owner.name)?);
             }
         }
-        let images = (0..loaded.store.image_count()).map(|id| {
-            let file = loaded.store.file(ImageId(id)).map_or("?", |file| file.mapped.path.as_str());
-            file.rsplit('/').next().unwrap_or(file).to_owned()
-        });
         Ok(Self {
             functions,
-            images: images.collect(),
+            store: &loaded.store,
             names: FxHashMap::default(),
             function_names: vec![[None; 2]; functions.len()],
             counters: None,
@@ -215,21 +211,17 @@ impl<'n> Frames<'n> {
         if let Some(name) = self.names.get(&(frame, inferred)) {
             return *name;
         }
-        let image = |id: ImageId| self.images.get(id.0 as usize).map_or("?", String::as_str);
         let (text, category) = match frame {
-            FrameName::Function(id) => (self.functions.get(id).to_owned(), Category::Function),
             FrameName::Inlined(id) => {
                 let name = self.inlined.as_ref().map_or("?", |inlined| inlined.name(id));
                 (name.to_owned(), Category::Inlined)
             }
-            FrameName::Unnamed(CodeAddr { image: Some(id), addr }) => {
-                (format!("{}+{addr:#x}", image(id)), Category::Function)
+            FrameName::Function(_) | FrameName::Unnamed(_) | FrameName::Image(_) => {
+                (frame_name(self.store, self.functions, frame), Category::Function)
             }
-            FrameName::Unnamed(CodeAddr { image: None, addr }) => (format!("{addr:#x}"), Category::Function),
-            FrameName::Image(id) => (format!("[{}]", image(id)), Category::Function),
-            FrameName::NoImage => ("[no image]".to_owned(), Category::Untraced),
-            FrameName::Syscall => ("[syscall]".to_owned(), Category::Untraced),
-            FrameName::Untraced => ("[untraced]".to_owned(), Category::Untraced),
+            FrameName::NoImage | FrameName::Syscall | FrameName::Untraced => {
+                (frame_name(self.store, self.functions, frame), Category::Untraced)
+            }
         };
         let category = if inferred && category == Category::Function { Category::Inferred } else { category };
         let name = match frame {

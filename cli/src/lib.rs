@@ -10,6 +10,7 @@ mod commands;
 mod counters;
 mod find_function;
 mod find_invocations;
+mod frame_names;
 mod frames;
 mod histogram;
 mod index;

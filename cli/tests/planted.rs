@@ -1,6 +1,9 @@
 //! A recorded server of 120,000 requests, one of them planted, against the recorder's ordered truth: which requests there
 //! were, which was slow, and every branch of one of them.
 
+#[path = "../../bench-traces/tests/kit/release.rs"]
+mod release;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -22,21 +25,8 @@ struct Recorded {
     program: PathBuf,
 }
 
-/// Where cargo puts what it builds; test programs lie in TARGET/PROFILE/deps.
-fn target() -> PathBuf {
-    let own = std::env::current_exe().expect("our own path");
-    own.ancestors().nth(3).expect("a target folder").to_owned()
-}
-
 fn recorder() -> PathBuf {
-    let status = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--release", "-p", "ptflow-bench-traces", "-p", "ptflow-recorder-plugin"])
-        .arg("--target-dir")
-        .arg(target())
-        .status()
-        .expect("cargo runs");
-    assert!(status.success(), "the recorder builds");
-    target().join("release/bench-traces")
+    release::build(&release::RECORDER).join("bench-traces")
 }
 
 fn record(recorder: &Path) -> Recorded {

@@ -4,26 +4,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// One of the examples, optimised: tests run in TARGET/PROFILE/deps.
+mod release;
+
+/// One of the examples, optimised.
 pub fn build(example: &str) -> PathBuf {
-    let own = std::env::current_exe().expect("our own path");
-    let target = own.ancestors().nth(3).expect("a target folder");
-    let status = Command::new(env!("CARGO"))
-        .args([
-            "build",
-            "--quiet",
-            "--release",
-            "-p",
-            env!("CARGO_PKG_NAME"),
-            "--example",
-            example,
-            "--target-dir",
-        ])
-        .arg(target)
-        .status()
-        .expect("cargo runs");
-    assert!(status.success(), "the example builds");
-    target.join("release/examples").join(example)
+    release::build(&["-p", env!("CARGO_PKG_NAME"), "--example", example]).join("examples").join(example)
 }
 
 /// What counts inside of the examples' `measured` alone, on its thread.

@@ -132,7 +132,7 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
 /// A timeline of frames that somebody else finds: those of one invocation, for `replay`. Gives back how many slices it has.
 pub fn write_frames<'n>(
     path: &Path,
-    loaded: &Loaded<'_>,
+    loaded: &'n Loaded<'_>,
     functions: &'n FunctionNames,
     find: impl FnOnce(Frames<'n>) -> io::Result<Frames<'n>>,
 ) -> anyhow::Result<u64> {

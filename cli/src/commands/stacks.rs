@@ -3,6 +3,7 @@
 use super::profile::write;
 use crate::args::{ProfileArgs, ProfileFormat, StackWeight, Usage};
 use crate::call_stacks::{self, StackOwner};
+use crate::frame_names::frame_name;
 use crate::load::{self, Loaded};
 use crate::progress::Progress;
 use crate::report::Outcome;
@@ -10,8 +11,6 @@ use crate::unknown_code::UnknownCosts;
 use ptflow_decoder::jobs::call_tree::{CallNode, CallTree};
 use ptflow_decoder::jobs::calls::FrameName;
 use ptflow_decoder::ledger::Ledger;
-use ptflow_decoder::profile::CodeAddr;
-use ptflow_decoder::units::ImageId;
 use ptflow_exporters::call_profile::{StackCosts, StackFrame, Weight};
 use ptflow_exporters::pprof;
 use ptflow_perf_import::symbols::FunctionNames;
@@ -94,9 +93,9 @@ impl Costs {
         let mut known: HashMap<FrameName, usize> = HashMap::new();
         for (index, node) in nodes.iter().enumerate() {
             let name = match node.name {
-                Some(name) => {
-                    *known.entry(name).or_insert_with(|| self.number(frame_name(loaded, functions, name)))
-                }
+                Some(name) => *known
+                    .entry(name)
+                    .or_insert_with(|| self.number(frame_name(&loaded.store, functions, name))),
                 None => self.number(owners.get(index).map_or_else(String::new, |owner| owner.name.clone())),
             };
             self.costs.frames.push(StackFrame {
@@ -115,24 +114,5 @@ impl Costs {
             self.costs.names.push(name.clone());
             next
         })
-    }
-}
-
-/// What a timeline calls the frame, too.
-fn frame_name(loaded: &Loaded<'_>, functions: &FunctionNames, name: FrameName) -> String {
-    let image = |id: ImageId| {
-        let path = loaded.store.file(id).map_or("?", |file| file.mapped.path.as_str());
-        path.rsplit('/').next().unwrap_or(path).to_owned()
-    };
-    match name {
-        FrameName::Function(id) => functions.get(id).to_owned(),
-        FrameName::Unnamed(CodeAddr { image: Some(id), addr }) => format!("{}+{addr:#x}", image(id)),
-        FrameName::Unnamed(CodeAddr { image: None, addr }) => format!("{addr:#x}"),
-        FrameName::Image(id) => format!("[{}]", image(id)),
-        // Nobody asks for them here.
-        FrameName::Inlined(_) => "[inlined]".to_owned(),
-        FrameName::NoImage => "[no image]".to_owned(),
-        FrameName::Syscall => "[syscall]".to_owned(),
-        FrameName::Untraced => "[untraced]".to_owned(),
     }
 }

@@ -1,6 +1,7 @@
 //! From the decoder's tree, of ids, to the exporters', of names and source lines.
 
 use super::Session;
+use crate::frame_names::{self, image_name};
 use crate::index;
 use crate::off_cpu::OffCpu;
 use ptflow_decoder::image::FunctionRole;
@@ -56,26 +57,12 @@ pub fn symbol(session: &Session<'_>, addr: CodeAddr) -> String {
 }
 
 fn image_before(session: &Session<'_>, image: Option<ImageId>) -> String {
-    image.map_or(String::new(), |image| format!("{}+", image_name(session, image)))
-}
-
-fn image_name(session: &Session<'_>, image: ImageId) -> String {
-    let path = session.loaded.store.file(image).map_or("?", |file| file.mapped.path.as_str());
-    path.rsplit('/').next().unwrap_or(path).to_owned()
+    image.map_or(String::new(), |image| format!("{}+", image_name(&session.loaded.store, image)))
 }
 
 /// What a frame is called.
 pub fn frame_name(session: &Session<'_>, frame: FrameName) -> String {
-    match frame {
-        FrameName::Function(id) => session.functions.get(id).to_owned(),
-        FrameName::Unnamed(addr) => format!("{}{:#x}", image_before(session, addr.image), addr.addr),
-        FrameName::Image(image) => format!("[{}]", image_name(session, image)),
-        // Nobody asks for them here.
-        FrameName::Inlined(_) => "[inlined]".to_owned(),
-        FrameName::NoImage => "[no image]".to_owned(),
-        FrameName::Syscall => "[syscall]".to_owned(),
-        FrameName::Untraced => "[untraced]".to_owned(),
-    }
+    frame_names::frame_name(&session.loaded.store, session.functions, frame)
 }
 
 /// The tree with names.

@@ -1,6 +1,9 @@
 //! Programs that are compiled and recorded for a test, and what the recorder saw of the invocations of a function.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+#[path = "../../../bench-traces/tests/kit/release.rs"]
+mod release;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -42,31 +45,10 @@ pub struct Transfer {
     pub to: Option<u64>,
 }
 
-/// The recorder, built: cargo builds no other package's programs for a test.
+/// The recorder, built.
 fn recorder() -> PathBuf {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| {
-        // Test programs lie in TARGET/PROFILE/deps.
-        let own = std::env::current_exe().expect("our own path");
-        let target = own.ancestors().nth(3).expect("a target folder");
-        let status = Command::new(env!("CARGO"))
-            .args([
-                "build",
-                "--quiet",
-                "--release",
-                "-p",
-                "ptflow-bench-traces",
-                "-p",
-                "ptflow-recorder-plugin",
-            ])
-            .arg("--target-dir")
-            .arg(target)
-            .status()
-            .expect("cargo runs");
-        assert!(status.success(), "the recorder builds");
-        target.join("release/bench-traces")
-    })
-    .clone()
+    PATH.get_or_init(|| release::build(&release::RECORDER).join("bench-traces")).clone()
 }
 
 fn hex(text: &str) -> Option<u64> {

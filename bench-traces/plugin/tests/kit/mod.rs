@@ -1,6 +1,9 @@
 //! Recording programs and asking several decoders about them.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+#[path = "../../../tests/kit/release.rs"]
+mod release;
+
 use ptflow_bench_traces::options::PtOptions;
 use ptflow_bench_traces::order::{self, Way};
 use ptflow_bench_traces::recorder::{Counts, PLUGIN, Recorder};
@@ -46,19 +49,7 @@ pub struct Recording {
 /// The plugin, built: `cargo test` makes no dynamic libraries.
 fn plugin() -> PathBuf {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| {
-        // Test programs lie in TARGET/PROFILE/deps.
-        let own = std::env::current_exe().expect("our own path");
-        let target = own.ancestors().nth(3).expect("a target folder");
-        let status = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--release", "-p", env!("CARGO_PKG_NAME"), "--target-dir"])
-            .arg(target)
-            .status()
-            .expect("cargo runs");
-        assert!(status.success(), "the plugin builds");
-        target.join("release").join(PLUGIN)
-    })
-    .clone()
+    PATH.get_or_init(|| release::build(&["-p", env!("CARGO_PKG_NAME")]).join(PLUGIN)).clone()
 }
 
 /// Records a run of a program.
