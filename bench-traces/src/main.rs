@@ -48,6 +48,9 @@ enum Verb {
     /// How the cost of an edge profile grows with the capture
     #[cfg(feature = "oracle")]
     Grow(bench::GrowArgs),
+    /// What captures consist of, what each byte, packet and branch costs, and the least that it could
+    #[cfg(feature = "oracle")]
+    Roofline(bench::RooflineArgs),
     /// One contender's turn in a bench
     #[cfg(feature = "oracle")]
     #[command(hide = true)]
@@ -126,6 +129,8 @@ fn run(args: Args) -> anyhow::Result<ExitStatus> {
         Verb::Bench(args) => bench::run(&args).map(|()| ExitStatus::default()),
         #[cfg(feature = "oracle")]
         Verb::Grow(args) => bench::grow(&args).map(|()| ExitStatus::default()),
+        #[cfg(feature = "oracle")]
+        Verb::Roofline(args) => bench::roofline(&args).map(|()| ExitStatus::default()),
         #[cfg(feature = "oracle")]
         Verb::BenchStep(args) => bench::step(&args).map(|()| ExitStatus::default()),
     }

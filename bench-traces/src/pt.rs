@@ -328,6 +328,12 @@ impl PtEncoder {
         self.depth = (self.depth + 1).min(RETURN_STACK);
     }
 
+    /// Where the youngest call on the CPU's return stack said that it returns to.
+    #[inline]
+    pub fn returns_to(&self) -> Option<u64> {
+        (self.depth > 0).then(|| self.stack[self.top])
+    }
+
     /// A near return.
     #[inline]
     pub fn ret(&mut self, target: u64) {
@@ -335,7 +341,7 @@ impl PtEncoder {
         if self.overflowing {
             return;
         }
-        let expected = (self.depth > 0).then(|| self.stack[self.top]);
+        let expected = self.returns_to();
         if self.depth > 0 {
             self.top = (self.top + RETURN_STACK - 1) % RETURN_STACK;
             self.depth -= 1;

@@ -75,7 +75,8 @@ impl Thread {
     pub fn execute(&mut self, block: &'static Block, handlers: &dyn Fn(u64) -> bool) {
         if self.pt.is_on() {
             if let Some(previous) = self.previous
-                && !self.leave(previous, block.start)
+                && (self.is_interrupted_return(previous, block.start, handlers)
+                    || !self.leave(previous, block.start))
             {
                 self.unexpected(previous, block.start, handlers);
             }
@@ -105,6 +106,14 @@ impl Thread {
             self.packets_told();
         }
         self.previous = Some(block);
+    }
+
+    /// Control went to a signal handler where a RET was to come: no RET leads to a function's first instruction, but where
+    /// a program put it on its stack, and then not to a handler. An indirect jump or call may lead to a handler by itself.
+    #[inline]
+    fn is_interrupted_return(&self, block: &Block, to: u64, handlers: &dyn Fn(u64) -> bool) -> bool {
+        // Most return to where their call said, which need not ask.
+        block.end == End::Ret && self.pt.returns_to() != Some(to) && handlers(to)
     }
 
     /// The last branch of `block` led to `to`; false where it cannot have.

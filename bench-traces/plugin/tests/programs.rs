@@ -4,6 +4,7 @@ mod kit;
 
 use kit::{compile, counts, record};
 use ptflow_bench_traces::options::{IpForm, PtOptions, TntForm};
+use std::process::Command;
 
 #[test]
 fn programs_of_the_system() {
@@ -43,6 +44,25 @@ fn a_nasty_program_with_every_option() {
         eprintln!("{options:?}");
         record(&[program.path().to_str().expect("UTF-8")], options).check();
     }
+}
+
+/// A signal that comes right behind a RET is no return to the handler.
+#[test]
+fn signals_behind_returns() {
+    let program = compile("returning.c", &["-static", "-no-pie"]);
+    let path = program.path().to_str().expect("UTF-8");
+    let symbols = Command::new("nm").arg(path).output().expect("nm runs: install Debian's package binutils");
+    let symbols = String::from_utf8_lossy(&symbols.stdout).into_owned();
+    let handler = symbols.lines().find_map(|line| line.strip_suffix(" T on_signal")).expect("a symbol");
+    let handler = format!("0x{}", handler.trim_start_matches('0'));
+    let recording = record(&[path], PtOptions::default());
+    recording.check();
+    let truth =
+        std::fs::read_to_string(recording.folder().join("truth.edges")).expect("the recorder wrote it");
+    let returns =
+        truth.lines().filter(|row| row.starts_with("ret\t") && row.split('\t').nth(2) == Some(&*handler));
+    assert_eq!(returns.collect::<Vec<_>>(), [""; 0]);
+    assert!(recording.total("async") > 50);
 }
 
 #[test]

@@ -168,17 +168,11 @@ fn measure(folder: &Path, rounds: usize) -> anyhow::Result<[Ran; 2]> {
             let mut turn = child::run(command)?;
             // The kernel's peak of a child begins with what this process has, which made the capture.
             let report = std::fs::read_to_string(&report)?;
-            turn.peak = number(&report, "peak_rss_bytes").context("no peak in the report")?;
+            turn.peak = super::number(&report, "peak_rss_bytes").context("no peak in the report")?;
             ran.push(turn);
             let same = std::fs::read(&out)? == std::fs::read(folder.join("truth.edges"))?;
             ensure!(same, "the edges of {} are not the truth", folder.display());
         }
     }
     Ok(ran.map(|ran| child::medians(&ran)))
-}
-
-/// A number in JSON.
-fn number(json: &str, key: &str) -> Option<u64> {
-    let (_, rest) = json.split_once(&format!("\"{key}\":"))?;
-    rest.trim_start().split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }

@@ -10,9 +10,11 @@ mod grow;
 mod inside;
 mod iptr;
 mod plot;
+mod roofline;
 
 pub use grow::{GrowArgs, run as grow};
 pub use inside::{StepArgs, step};
+pub use roofline::{RooflineArgs, run as roofline};
 
 use anyhow::{Context as _, bail, ensure};
 use child::Ran;
@@ -66,7 +68,7 @@ pub struct BenchArgs {
         default_value = "libipt,iptr,plan,psbs,profile,clocked,convert"
     )]
     only: Vec<Contender>,
-    /// A function for `calls`, which takes part then
+    /// A function for `calls`, which takes part then; if it does without, the function that is called most
     #[arg(long, value_name = "NAME")]
     function: Option<String>,
     /// perf takes part, if the trace is not longer than this: it needs a second for a megabyte or two
@@ -94,7 +96,11 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     };
     let folder = tempfile::tempdir()?;
     println!("{}: {}", args.capture.display(), compare(args, folder.path())?);
-    let mut lines = lines(args, bytes, folder.path());
+    let function = match &args.function {
+        None if args.only.contains(&Contender::Calls) => Some(most_called(args, folder.path())?),
+        function => function.clone(),
+    };
+    let mut lines = lines(args, function.as_deref(), bytes, folder.path());
     for round in 0..args.rounds.max(1) {
         for line in &mut lines {
             if round >= line.rounds || line.failure.is_some() {
@@ -115,7 +121,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
 }
 
 /// The contenders, in the order in which they take turns.
-fn lines(args: &BenchArgs, bytes: u64, folder: &Path) -> Vec<Line> {
+fn lines(args: &BenchArgs, function: Option<&str>, bytes: u64, folder: &Path) -> Vec<Line> {
     let capture = args.capture.display().to_string();
     let mut lines = Vec::new();
     let mut add = |who: Contender,
@@ -162,7 +168,7 @@ fn lines(args: &BenchArgs, bytes: u64, folder: &Path) -> Vec<Line> {
                 }
             }
             Contender::Calls => {
-                let function = args.function.as_deref().unwrap_or("main");
+                let Some(function) = function else { continue };
                 for threads in [1, 2] {
                     let command = verb("calls", &["--function", function, "-o", "/dev/null"], threads);
                     add(who, &format!("ptflow calls {function}"), threads, command, None);
@@ -184,6 +190,26 @@ fn lines(args: &BenchArgs, bytes: u64, folder: &Path) -> Vec<Line> {
         }
     }
     lines
+}
+
+/// The function with the most calls, of those that have a name.
+fn most_called(args: &BenchArgs, folder: &Path) -> anyhow::Result<String> {
+    let out = folder.join("functions");
+    let mut command = Command::new(child::beside("ptflow")?);
+    command.arg("profile").arg(&args.capture).args(["--quiet", "--format", "functions", "-o"]).arg(&out);
+    for folder in &args.images {
+        command.arg("--images").arg(folder);
+    }
+    child::run(command)?;
+    let table = std::fs::read_to_string(&out)?;
+    let rows = table.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
+        let mut fields = line.split('\t');
+        let (name, calls) = (fields.next()?, fields.next()?.parse::<u64>().ok()?);
+        // A function without a symbol is called by its image and address.
+        (!name.contains("+0x")).then_some((calls, name))
+    });
+    let most = rows.max_by_key(|(calls, _)| *calls).context("no function has a name: give --function")?;
+    Ok(most.1.to_owned())
 }
 
 /// One turn.
@@ -258,4 +284,10 @@ fn compare(args: &BenchArgs, folder: &Path) -> anyhow::Result<String> {
         same.push("the truth");
     }
     Ok(format!("same edges: {}", same.join(", ")))
+}
+
+/// A number in a report.
+fn number(json: &str, key: &str) -> Option<u64> {
+    let (_, rest) = json.split_once(&format!("\"{key}\":"))?;
+    rest.trim_start().split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }

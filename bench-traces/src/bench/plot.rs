@@ -1,6 +1,7 @@
-//! A plot as SVG: panels side by side, one line each, the same height scale in all.
+//! A plot as SVG: panels side by side, one line each, the same height scale in all: by powers of ten.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
 /// One line.
 pub struct Panel {
@@ -28,7 +29,11 @@ const BELOW: f64 = 110.0;
 
 impl fmt::Display for Plot<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let top = self.panels.iter().flat_map(|panel| &panel.values).map(|value| value.1).fold(1.0, f64::max);
+        let heights =
+            self.panels.iter().flat_map(|panel| &panel.values).map(|value| value.1.max(1e-9).log10());
+        let (low, high) =
+            heights.fold((f64::MAX, f64::MIN), |(low, high), log| (low.min(log), high.max(log)));
+        let powers = low.floor() as i32..=high.ceil().max(low.floor() + 1.0) as i32;
         let (width, all) = (WIDTH + MARGIN, HEIGHT + 2.0 * MARGIN + BELOW);
         let total = width * self.panels.len() as f64 + MARGIN;
         writeln!(
@@ -40,7 +45,7 @@ impl fmt::Display for Plot<'_> {
         for (index, panel) in self.panels.iter().enumerate() {
             let left = MARGIN + width * index as f64;
             writeln!(f, r#"<g transform="translate({left} {MARGIN})">"#)?;
-            panel.draw(f, top)?;
+            panel.draw(f, &powers)?;
             writeln!(f, "</g>")?;
         }
         writeln!(f, "</svg>")
@@ -48,16 +53,18 @@ impl fmt::Display for Plot<'_> {
 }
 
 impl Panel {
-    fn draw(&self, f: &mut fmt::Formatter<'_>, top: f64) -> fmt::Result {
+    fn draw(&self, f: &mut fmt::Formatter<'_>, powers: &RangeInclusive<i32>) -> fmt::Result {
+        let (low, high) = (f64::from(*powers.start()), f64::from(*powers.end()));
+        let y = |height: f64| HEIGHT * (high - height.max(1e-9).log10()) / (high - low);
         writeln!(f, r#"<text x="{}" y="-8" text-anchor="middle">{}</text>"#, WIDTH / 2.0, self.title)?;
         writeln!(f, r##"<path d="M0 0V{HEIGHT}H{WIDTH}" fill="none" stroke="#888"/>"##)?;
-        for part in [0.5, 1.0] {
-            let y = HEIGHT * (1.0 - part);
+        for power in powers.clone().skip(1) {
+            let height = 10f64.powi(power);
+            let y = y(height);
             writeln!(
                 f,
-                r##"<path d="M0 {y}H{WIDTH}" stroke="#ddd"/><text x="-4" y="{}" text-anchor="end">{:.1}</text>"##,
-                y + 4.0,
-                top * part
+                r##"<path d="M0 {y:.1}H{WIDTH}" stroke="#ddd"/><text x="-4" y="{:.1}" text-anchor="end">{height}</text>"##,
+                y + 4.0
             )?;
         }
         // What grows tenfold from point to point is shown by its logarithm.
@@ -65,9 +72,8 @@ impl Panel {
         let (low, high) =
             logs.iter().fold((f64::MAX, f64::MIN), |(low, high), log| (low.min(*log), high.max(*log)));
         let at = |log: f64| 12.0 + (WIDTH - 24.0) * (log - low) / (high - low).max(1e-9);
-        let points: Vec<(f64, f64)> = (logs.iter().zip(&self.values))
-            .map(|(log, value)| (at(*log), HEIGHT * (1.0 - value.1 / top)))
-            .collect();
+        let points: Vec<(f64, f64)> =
+            (logs.iter().zip(&self.values)).map(|(log, value)| (at(*log), y(value.1))).collect();
         let line: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
         writeln!(
             f,
