@@ -98,7 +98,7 @@ impl<'n> Frames<'n> {
 
     /// Draws curves, too.
     pub fn with_counters(mut self) -> Self {
-        self.counters = Some(Vec::new());
+        self.counters = Some(self.tracks.iter().map(|_| Counters::default()).collect());
         self
     }
 
@@ -129,10 +129,16 @@ impl<'n> Frames<'n> {
         self.tracks.iter().flatten().count()
     }
 
+    #[inline]
     fn track(&mut self, stack: usize) -> io::Result<Track> {
-        if let Some(track) = self.tracks[stack] {
-            return Ok(track);
+        match self.tracks[stack] {
+            Some(track) => Ok(track),
+            None => self.new_track(stack),
         }
+    }
+
+    #[cold]
+    fn new_track(&mut self, stack: usize) -> io::Result<Track> {
         let owner = &self.stacks[stack];
         let track = self.timeline.thread(owner.pid, owner.tid, &owner.name)?;
         self.tracks[stack] = Some(track);
@@ -149,12 +155,9 @@ impl<'n> Frames<'n> {
         }
     }
 
+    #[inline]
     fn counters(&mut self, stack: usize) -> Option<&mut Counters> {
-        let counters = self.counters.as_mut()?;
-        if stack >= counters.len() {
-            counters.resize_with(stack + 1, Counters::default);
-        }
-        counters.get_mut(stack)
+        self.counters.as_mut()?.get_mut(stack)
     }
 
     /// Writes what is known at the end only, and all that is left.

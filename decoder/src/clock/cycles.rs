@@ -128,12 +128,17 @@ impl Cycles {
     }
 
     /// Cycles up to an ordinal. `next` is the index of the first point behind the ordinal asked for before.
+    #[inline]
     pub(super) fn at(&self, ordinal: u64, next: &mut usize) -> Option<u64> {
         let total = self.total()?;
         while self.points.get(*next).is_some_and(|point| point.0 <= ordinal) {
             *next += 1;
         }
         let (begin, before) = next.checked_sub(1).map_or((0, 0), |index| self.points[index]);
+        // Most that is asked for was dated itself.
+        if ordinal == begin {
+            return Some(before);
+        }
         let Some(&(end, after)) = self.points.get(*next) else { return Some(total) };
         let share = ordinal.saturating_sub(begin) as f64 / (end - begin).max(1) as f64;
         Some(before + ((after - before) as f64 * share) as u64)
