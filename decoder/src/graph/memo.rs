@@ -17,11 +17,11 @@ const FEW_SLOTS: usize = 1 << 4;
 
 /// Bytes of trace between two looks at the rate of hits.
 const STRETCH: usize = 4 << 10;
-/// And to the first look behind a pause: where windows miss, each is learnt in vain.
+/// So many bytes behind a pause show where hardly a window is known: each is learnt in vain.
 const TRIAL: usize = 1 << 10;
 /// So many bytes are walked without windows where they missed; longer when they miss again.
 const FIRST_PAUSE: usize = 64 << 10;
-const LAST_PAUSE: usize = 4 << 20;
+const LAST_PAUSE: usize = 2 << 20;
 const LONG_PAUSE: usize = 512 << 10;
 
 /// The table.
@@ -42,27 +42,34 @@ pub(crate) struct Memo {
     /// Bytes of the last pause; 0 where windows did well since.
     pause: usize,
     paused: bool,
+    /// A pause is just over.
+    is_trial: bool,
 }
 
 impl Memo {
     /// Whether windows are worth a look, and for how many bytes from here that holds.
     pub fn stretch(&mut self) -> (bool, usize) {
         if self.left == 0 {
-            // A miss costs more than a hit saves, by about as much.
-            let missed = !self.paused && self.misses > self.hits / 4;
-            (self.hits, self.misses) = (0, 0);
-            if missed {
-                self.pause = (2 * self.pause).clamp(FIRST_PAUSE, LAST_PAUSE);
-                self.left = self.pause;
-            } else {
-                if !self.paused {
-                    self.pause = 0;
-                }
-                self.left = if self.paused { TRIAL } else { STRETCH };
-            }
-            self.paused = missed;
+            self.look();
         }
         (!self.paused, self.left)
+    }
+
+    fn look(&mut self) {
+        let is_trial = std::mem::take(&mut self.is_trial);
+        if self.paused {
+            (self.paused, self.is_trial, self.left) = (false, true, TRIAL);
+        } else if is_trial && self.misses <= self.hits {
+            self.left = STRETCH - TRIAL;
+            return;
+        } else if self.misses > self.hits / 4 {
+            // A miss costs more than a hit saves, by about as much.
+            self.pause = (2 * self.pause).clamp(FIRST_PAUSE, LAST_PAUSE);
+            (self.paused, self.left) = (true, self.pause);
+        } else {
+            (self.pause, self.left) = (0, STRETCH);
+        }
+        (self.hits, self.misses) = (0, 0);
     }
 
     /// Whether windows missed time and again. A short pause, while the table fills, is not worth the lines of all nodes that
