@@ -111,7 +111,7 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
         };
         eprintln!("ptflow: {slices} slices of {threads} threads in {files}");
         if let Some(said) = folding.in_words() {
-            eprintln!("ptflow: {said} (--full keeps all)");
+            eprintln!("ptflow: {said} (--full keeps all that viewers show)");
         }
     }
     Outcome {
