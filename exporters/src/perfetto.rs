@@ -102,6 +102,19 @@ impl<W: Write> PerfettoWriter<W> {
         1 + (self.sequences.len() + self.processes.len()) as u64
     }
 
+    /// A track below another; `kind` adds what kind of track.
+    fn below(&mut self, of: Track, name: &str, kind: impl FnOnce(&mut Vec<u8>)) -> io::Result<Track> {
+        let uuid = self.new_uuid();
+        let parent = self.sequences[of.0 as usize].uuid;
+        let track = self.track(uuid);
+        self.descriptor(uuid, |descriptor| {
+            bytes(descriptor, 2, name.as_bytes());
+            varint_field(descriptor, 5, parent);
+            kind(descriptor);
+        })?;
+        Ok(track)
+    }
+
     fn descriptor(&mut self, uuid: u64, fill: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
         let mut descriptor = Vec::new();
         varint_field(&mut descriptor, 1, uuid);
@@ -210,27 +223,12 @@ impl<W: Write> Timeline for PerfettoWriter<W> {
     }
 
     fn notes(&mut self, of: Track, name: &str) -> io::Result<Track> {
-        let uuid = self.new_uuid();
-        let parent = self.sequences[of.0 as usize].uuid;
-        let track = self.track(uuid);
-        self.descriptor(uuid, |descriptor| {
-            bytes(descriptor, 2, name.as_bytes());
-            varint_field(descriptor, 5, parent);
-        })?;
-        Ok(track)
+        self.below(of, name, |_| {})
     }
 
     fn counter(&mut self, of: Track, name: &str) -> io::Result<Track> {
-        let uuid = self.new_uuid();
-        let parent = self.sequences[of.0 as usize].uuid;
-        let track = self.track(uuid);
-        self.descriptor(uuid, |descriptor| {
-            bytes(descriptor, 2, name.as_bytes());
-            varint_field(descriptor, 5, parent);
-            // CounterDescriptor: all of it has defaults.
-            bytes(descriptor, 8, &[]);
-        })?;
-        Ok(track)
+        // CounterDescriptor: all of it has defaults.
+        self.below(of, name, |descriptor| bytes(descriptor, 8, &[]))
     }
 
     fn value(&mut self, counter: Track, ns: u64, value: f64) -> io::Result<()> {
