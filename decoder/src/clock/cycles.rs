@@ -51,15 +51,23 @@ impl Cycles {
     pub(super) fn point(&mut self, ordinal: u64) {
         if !(self.off | self.lost | self.ended) {
             self.was_on = true;
-            self.tell(ordinal);
+            self.count();
+            match self.points.last_mut() {
+                Some(last) if last.0 >= ordinal => last.1 = self.counted,
+                _ => self.points.push((ordinal, self.counted)),
+            }
         }
     }
 
-    fn tell(&mut self, ordinal: u64) {
+    fn count(&mut self) {
         self.counted = self.counted.saturating_add(std::mem::take(&mut self.since));
-        match self.points.last_mut() {
-            Some(last) if last.0 >= ordinal => last.1 = self.counted,
-            _ => self.points.push((ordinal, self.counted)),
+    }
+
+    /// Counting ends at this ordinal. A transfer there keeps its own count: what a CYC told since is of the code behind it.
+    fn stop(&mut self, ordinal: u64) {
+        self.count();
+        if self.any && self.points.last().is_none_or(|last| last.0 < ordinal) {
+            self.points.push((ordinal, self.counted));
         }
     }
 
@@ -70,9 +78,7 @@ impl Cycles {
 
     /// Tracing goes off.
     pub(super) fn off(&mut self, ordinal: u64) {
-        if self.any {
-            self.tell(ordinal);
-        }
+        self.stop(ordinal);
         self.off = true;
     }
 
@@ -98,8 +104,8 @@ impl Cycles {
 
     /// The unit is over, at this ordinal.
     pub(super) fn end(&mut self, ordinal: u64) {
-        if !self.ended && self.any {
-            self.tell(ordinal);
+        if !self.ended {
+            self.stop(ordinal);
         }
         self.ended = true;
     }

@@ -298,6 +298,21 @@ fn cycles_are_counted_up_to_transfers() {
 }
 
 /// The counter runs on while tracing is off, but those cycles are of no instruction that is known.
+/// What passes behind a unit's last transfer, up to the PSB that ends the unit, is not that transfer's.
+#[test]
+fn the_last_transfer_keeps_its_count() {
+    for stop in [Clock::seam, Clock::off] {
+        let mut clock = Clock::new(&config());
+        clock.here(0);
+        clock.cyc(100);
+        clock.date(10);
+        clock.cyc(7);
+        clock.pass(10);
+        stop(&mut clock, 10);
+        assert_eq!(cycles(clock, &[5, 10, 11]), (vec![Some(50), Some(100), Some(107)], Some(107)));
+    }
+}
+
 #[test]
 fn cycles_without_tracing_do_not_count() {
     let mut clock = Clock::new(&config());
