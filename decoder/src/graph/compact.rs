@@ -23,9 +23,9 @@ pub(crate) const PUSH: u32 = 4;
 /// One of its ways ends at code that was not built.
 const UNFINISHED: u32 = 8;
 
-/// By how much the top of a stack that grows down moves, in the low bits of [`Line::push`].
-const POPS: u32 = 1;
-const PUSHES: u32 = LINE - 1;
+/// By how many bytes the top of a stack that grows down moves.
+const POPS: i8 = 4;
+const PUSHES: i8 = -4;
 
 /// A node.
 #[derive(Clone, Copy, Debug)]
@@ -36,15 +36,15 @@ pub(crate) struct Line {
     pub next: [u32; 4],
     /// How often each of [`Self::next`] was taken; means nothing where it parks.
     pub count: [u32; 4],
-    /// The return address pushed on each of the ways, or the return that ends it, and in the low bits what becomes of the
-    /// stack's top.
+    /// The return address pushed on each of the ways, or the return that ends it.
     pub push: [u32; 4],
-    pub flags: u32,
+    /// What becomes of the stack's top.
+    pub moves: [i8; 4],
     /// Where the transfers of [`Self::arrivals`] came from.
     pub from: u32,
     /// Returns and indirect transfers from one node to this one. Nearly all returns to an address are by one instruction.
     pub arrivals: u32,
-    /// The return address pushed where it takes a TIP.
+    /// The return address pushed where it takes a TIP, and flags in the low bits.
     pub ret: u32,
 }
 
@@ -94,13 +94,13 @@ impl Compact {
     /// Whether only [`Graph::build_compact`] may help a walk on.
     pub fn parks(&self, id: NodeId) -> bool {
         let parked = Line::parked(id);
-        self.lines.get(id.0 as usize + 1).is_none_or(|line| line.flags == 0 && line.next == parked.next)
+        self.lines.get(id.0 as usize + 1).is_none_or(|line| line.ret % LINE == 0 && line.next == parked.next)
     }
 }
 
 impl Line {
     pub(crate) fn parked(id: NodeId) -> Self {
-        Self { next: [name(id); 4], count: [0; 4], push: [0; 4], flags: 0, from: 0, arrivals: 0, ret: 0 }
+        Self { next: [name(id); 4], count: [0; 4], push: [0; 4], moves: [0; 4], from: 0, arrivals: 0, ret: 0 }
     }
 }
 
@@ -120,7 +120,7 @@ impl Graph {
         let size = self.nodes.len() + self.compact.built;
         if size - self.compact.made_for > 64 + self.compact.made_for / 4 {
             for index in 1..self.compact.lines.len() {
-                if self.compact.lines[index].flags & UNFINISHED != 0 {
+                if self.compact.lines[index].ret & UNFINISHED != 0 {
                     self.settle_line(index);
                     self.make_line(index);
                 }
@@ -182,20 +182,20 @@ impl Graph {
                 for outcomes in 0..4 {
                     let way = self.way(id, outcomes, None);
                     line.next[outcomes] = if way.pops { 0 } else { name(way.to) } | way.outcomes;
-                    line.push[outcomes] = match way.push {
-                        _ if way.pops => name(way.to) | POPS,
-                        NOWHERE => 0,
-                        address => name(address) | PUSHES,
+                    (line.push[outcomes], line.moves[outcomes]) = match way.push {
+                        _ if way.pops => (name(way.to), POPS),
+                        NOWHERE => (0, 0),
+                        address => (name(address), PUSHES),
                     };
                     let is_unbuilt = self.nodes[way.to.0 as usize].exit == Exit::Unbuilt;
-                    line.flags |= u32::from(is_unbuilt) * UNFINISHED;
+                    line.ret |= u32::from(is_unbuilt) * UNFINISHED;
                 }
                 if node.exit == Exit::Ret {
-                    line.flags = RET | TIP;
+                    line.ret |= RET | TIP;
                 }
             }
-            Exit::CallInd => line.flags = TIP | PUSH,
-            Exit::JmpInd => line.flags = TIP,
+            Exit::CallInd => line.ret |= TIP | PUSH,
+            Exit::JmpInd => line.ret |= TIP,
             Exit::Unbuilt | Exit::Cross | Exit::Endless | Exit::Stop => {}
         }
         let old = &self.compact.lines[index];
@@ -219,9 +219,10 @@ impl Graph {
         true
     }
 
-    /// Counts transfers that a walk logged, from and to, by names.
-    pub(crate) fn count_log(&mut self, log: &[[u32; 2]]) {
-        for &[from, to] in log {
+    /// Counts transfers that a walk logged, `from | to << 32` by names.
+    pub(crate) fn count_log(&mut self, log: &[u64]) {
+        for &transfer in log {
+            let (from, to) = (transfer as u32, (transfer >> 32) as u32);
             let Some(line) = self.compact.lines.get_mut((to / LINE) as usize) else { return };
             if line.arrivals == 0 {
                 line.from = from;
@@ -230,7 +231,6 @@ impl Graph {
                 line.arrivals += 1;
                 continue;
             }
-            let transfer = u64::from(from) | u64::from(to) << 32;
             let slot = (transfer.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as usize % TARGETS;
             let Some(entry) = self.compact.targets.get_mut(slot) else { return };
             if entry.0 == transfer {
@@ -265,14 +265,14 @@ impl Graph {
         let line = &mut self.compact.lines[index];
         let counts = std::mem::take(&mut line.count);
         let arrivals = std::mem::take(&mut line.arrivals);
-        let (next, push, from) = (line.next, line.push, line.from);
+        let (next, moves, from) = (line.next, line.moves, line.from);
         self.count_transfer(u64::from(from) | u64::from(name(id)) << 32, u64::from(arrivals));
         for outcomes in 0..4 {
-            let (count, next, push) = (counts[outcomes], next[outcomes], push[outcomes]);
+            let (count, next) = (counts[outcomes], next[outcomes]);
             if count == 0 || next == name(id) {
                 continue;
             }
-            let way = self.way(id, outcomes, Some((next % LINE, push % LINE == PUSHES)));
+            let way = self.way(id, outcomes, Some((next % LINE, moves[outcomes] == PUSHES)));
             for &(node, exit) in &way.left[..way.len] {
                 self.nodes[node.0 as usize].count[exit] += u64::from(count);
             }
@@ -300,13 +300,13 @@ mod tests {
         assert!(graph.make_compact());
         let (mut random, mut truth) = (1u64, FxHashMap::default());
         for _ in 0..2000 {
-            let log: Vec<[u32; 2]> = (0..100)
+            let log: Vec<u64> = (0..100)
                 .map(|_| {
                     random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                     let any = |shift: u64| NodeId(((random >> shift) % 1000) as u32 + 1);
                     let (from, to) = (any(20), any(40));
                     *truth.entry((from, to)).or_insert(0) += 1;
-                    [name(from), name(to)]
+                    u64::from(name(from)) | u64::from(name(to)) << 32
                 })
                 .collect();
             graph.count_log(&log);

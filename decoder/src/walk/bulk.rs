@@ -30,6 +30,12 @@ const _: () = assert!(MAX_STEPS < DEPTH);
 pub(super) const BOTTOM: usize = MAX_STEPS + 1 + DEPTH;
 /// Behind the bottom lie [`DEAD`] ones.
 const STACK: usize = BOTTOM + MAX_STEPS;
+/// So many places, the first, are [`UNTOUCHED`] between batches: each step writes above its top, and so only one that
+/// begins with more addresses than a return stack holds writes there. That tells how high the stack was without a look
+/// at it in each step.
+const ABOVE: usize = BOTTOM - DEPTH - 1;
+/// No name.
+const UNTOUCHED: u32 = u32::MAX;
 
 /// A lane's registers.
 #[derive(Clone, Copy)]
@@ -40,9 +46,8 @@ struct Hot {
     bits: u64,
     /// What the mark's place must be added to for the number of outcomes used.
     base: u32,
-    /// The stack's top, and the highest that it was.
+    /// The stack's top.
     top: *mut u32,
-    highest: *mut u32,
     bottom: *mut u32,
     /// Targets used.
     targets: usize,
@@ -57,7 +62,7 @@ pub(super) struct Lane {
     pub outcomes: u32,
     /// Targets used.
     targets: usize,
-    /// Return addresses by names; [`DEAD`] where there is none, and behind the bottom.
+    /// Return addresses by names; [`DEAD`] where there is none, and behind the bottom. The first [`ABOVE`] are untouched.
     stack: [u32; STACK],
     top: usize,
     /// What lay on the stack before the batch.
@@ -66,9 +71,9 @@ pub(super) struct Lane {
     pub stopped: bool,
 }
 
-/// Transfers whose target is not the node's own, from and to, by names: of all lanes in a batch.
+/// Transfers whose target is not the node's own, `from | to << 32` by names: of all lanes in a batch.
 pub(super) struct Log {
-    transfers: [[u32; 2]; MAX_STEPS * super::lanes::LANES + 1],
+    transfers: [u64; MAX_STEPS * super::lanes::LANES + 1],
     len: usize,
 }
 
@@ -85,21 +90,16 @@ pub(super) enum Batch {
 
 impl Log {
     pub fn new() -> Self {
-        Self { transfers: [[0; 2]; _], len: 0 }
+        Self { transfers: [0; _], len: 0 }
     }
 
     /// The transfers since the last call.
-    pub fn take(&mut self) -> &[[u32; 2]] {
+    pub fn take(&mut self) -> &[u64] {
         &self.transfers[..std::mem::take(&mut self.len)]
     }
 
-    /// They reach to here.
-    fn until(&mut self, end: *const [u32; 2]) {
-        self.len = (end as usize - self.transfers.as_ptr() as usize) / size_of::<[u32; 2]>();
-    }
-
     /// Forgets one that was logged, of any lane: only how many there are counts.
-    fn forget(&mut self, transfer: [u32; 2]) {
+    fn forget(&mut self, transfer: u64) {
         if let Some(index) = self.transfers[..self.len].iter().rposition(|logged| *logged == transfer) {
             self.len -= 1;
             self.transfers[index] = self.transfers[self.len];
@@ -114,7 +114,7 @@ impl Lane {
             at: DEAD,
             outcomes: 0,
             targets: 0,
-            stack: [DEAD; STACK],
+            stack: std::array::from_fn(|index| if index < ABOVE { UNTOUCHED } else { DEAD }),
             top: BOTTOM,
             saved: [DEAD; MAX_STEPS],
             stopped: false,
@@ -151,7 +151,7 @@ impl Lane {
         let Self { at, outcomes, targets, .. } = *self;
         let stack = self.stack.as_mut_ptr();
         let (top, bottom) = (stack.wrapping_add(self.top), stack.wrapping_add(BOTTOM));
-        Hot { at, bits: 0, base: outcomes, top, highest: top, bottom, targets }
+        Hot { at, bits: 0, base: outcomes, top, bottom, targets }
     }
 
     /// An index of the stack.
@@ -159,9 +159,10 @@ impl Lane {
         (top as usize - self.stack.as_ptr() as usize) / size_of::<u32>()
     }
 
-    /// After a batch: goes on behind it, or stays where it was.
+    /// After a batch: goes on behind it, or stays where it was. By value: of registers that something refers to, each
+    /// step would write all to memory (5 % of the profile of high-entropy code).
     #[inline]
-    fn judge(&mut self, hot: &Hot) -> Batch {
+    fn judge(&mut self, hot: Hot) -> Batch {
         let target = self.stretch.targets.get(hot.targets).map_or(u32::MAX, |target| *target as u32);
         if target < hot.base || hot.at == DEAD {
             return Batch::TakenBack;
@@ -171,25 +172,33 @@ impl Lane {
         }
         (self.at, self.outcomes, self.targets) = (hot.at, hot.base, hot.targets);
         self.top = self.index(hot.top);
-        // A full stack dropped its oldest.
-        let end = self.index(hot.highest) + DEPTH;
-        if end < BOTTOM {
-            let down = BOTTOM - end;
-            self.stack.copy_within(self.top..end, self.top + down);
-            self.top += down;
+        if self.stack[ABOVE - 1] != UNTOUCHED || self.top < BOTTOM - DEPTH {
+            self.drop_oldest();
         }
         Batch::Walked
+    }
+
+    /// The stack was more than full.
+    fn drop_oldest(&mut self) {
+        let touched = self.stack[..ABOVE].iter().rev().take_while(|slot| **slot != UNTOUCHED).count();
+        let highest = self.top.min(BOTTOM - DEPTH - touched);
+        let end = highest + DEPTH;
+        let down = BOTTOM - end;
+        self.stack.copy_within(self.top..end, self.top + down);
+        self.top += down;
+        self.stack[..ABOVE].fill(UNTOUCHED);
     }
 
     /// Puts back what pops uncovered and pushes overwrote.
     fn restore(&mut self) {
         self.stack[self.top..][..MAX_STEPS].copy_from_slice(&self.saved);
+        self.stack[..ABOVE].fill(UNTOUCHED);
     }
 }
 
 /// The steps of a batch, in lanes side by side.
 macro_rules! walk {
-    ($lines:ident, $logged:ident, $loads:ident, $rounds:ident, $(($hot:ident, $lane:ident)),+) => {
+    ($lines:ident, $log:ident, $logged:ident, $loads:ident, $rounds:ident, $(($hot:ident, $lane:ident)),+) => {
         for _ in 0..$loads.min(LOADS) {
             $(load(&mut $hot, &$lane.stretch);)+
             for _ in 0..$rounds {
@@ -199,9 +208,9 @@ macro_rules! walk {
                 // steps of all lanes.
                 unsafe {
                     for _ in 0..STEPS {
-                        $(step::<1>($lines, &mut $hot, &mut $logged);)+
+                        $(step::<1>($lines, &mut $hot, $log, &mut $logged);)+
                     }
-                    $(step_by_target($lines, &mut $hot, &$lane.stretch, &mut $logged);)+
+                    $(step_by_target($lines, &mut $hot, &$lane.stretch, $log, &mut $logged);)+
                 }
             }
             $($hot.base = $hot.used();)+
@@ -221,10 +230,10 @@ pub(super) fn batch_of_one(
     let rounds = if few { 1 } else { ROUNDS };
     let lines = lines.as_mut_ptr();
     let mut hot = lane.hot();
-    let mut logged = log.transfers.as_mut_ptr();
-    walk!(lines, logged, loads, rounds, (hot, lane));
-    log.until(logged);
-    let result = lane.judge(&hot);
+    let (transfers, mut logged) = (log.transfers.as_mut_ptr(), 0);
+    walk!(lines, transfers, logged, loads, rounds, (hot, lane));
+    log.len = logged;
+    let result = lane.judge(hot);
     if result == Batch::TakenBack {
         take_back(lines, lane, log, loads, rounds);
     }
@@ -273,17 +282,17 @@ fn batch_of_three_anywhere(
     let lines = lines.as_mut_ptr();
     // By names, not in an array: so they stay in registers.
     let (mut hot_a, mut hot_b, mut hot_c) = (a.hot(), b.hot(), c.hot());
-    let mut logged = log.transfers.as_mut_ptr();
-    walk!(lines, logged, loads, rounds, (hot_a, a), (hot_b, b), (hot_c, c));
-    log.until(logged);
-    let mut judge = |lane: &mut Lane, hot: &Hot| {
+    let (transfers, mut logged) = (log.transfers.as_mut_ptr(), 0);
+    walk!(lines, transfers, logged, loads, rounds, (hot_a, a), (hot_b, b), (hot_c, c));
+    log.len = logged;
+    let mut judge = |lane: &mut Lane, hot: Hot| {
         let result = lane.judge(hot);
         if result == Batch::TakenBack {
             take_back(lines, lane, log, loads, rounds);
         }
         result
     };
-    [judge(a, &hot_a), judge(b, &hot_b), judge(c, &hot_c)]
+    [judge(a, hot_a), judge(b, hot_b), judge(c, hot_c)]
 }
 
 /// Walks a batch once more, counting down.
@@ -291,7 +300,7 @@ fn batch_of_three_anywhere(
 fn take_back(lines: *mut Line, lane: &mut Lane, log: &mut Log, loads: usize, rounds: usize) {
     lane.restore();
     let mut again = Log::new();
-    let mut logged = again.transfers.as_mut_ptr();
+    let (transfers, mut logged) = (again.transfers.as_mut_ptr(), 0);
     let mut hot = lane.hot();
     for _ in 0..loads {
         load(&mut hot, &lane.stretch);
@@ -299,14 +308,14 @@ fn take_back(lines: *mut Line, lane: &mut Lane, log: &mut Log, loads: usize, rou
             // SAFETY: as in `batch_anywhere`, whose steps these are.
             unsafe {
                 for _ in 0..STEPS {
-                    step::<{ u32::MAX }>(lines, &mut hot, &mut logged);
+                    step::<{ u32::MAX }>(lines, &mut hot, transfers, &mut logged);
                 }
-                step_by_target(lines, &mut hot, &lane.stretch, &mut logged);
+                step_by_target(lines, &mut hot, &lane.stretch, transfers, &mut logged);
             }
         }
         hot.base = hot.used();
     }
-    again.until(logged);
+    again.len = logged;
     again.take().iter().for_each(|transfer| log.forget(*transfer));
     lane.restore();
 }
@@ -327,9 +336,14 @@ fn load(hot: &mut Hot, stretch: &Stretch) {
     hot.bits = stretch.bits_at(hot.base) & !0xff | 1 << MARK;
 }
 
+#[inline(always)]
+fn transfer(from: u32, to: u32) -> u64 {
+    u64::from(from) | u64::from(to) << 32
+}
+
 /// A step: up to two outcomes, a call and a return.
 #[inline(always)]
-unsafe fn step<const ONE: u32>(lines: *mut Line, hot: &mut Hot, logged: &mut *mut [u32; 2]) {
+unsafe fn step<const ONE: u32>(lines: *mut Line, hot: &mut Hot, log: *mut u64, logged: &mut usize) {
     // SAFETY: the caller's.
     unsafe {
         let line = &mut *lines.byte_add(hot.at as usize);
@@ -339,35 +353,39 @@ unsafe fn step<const ONE: u32>(lines: *mut Line, hot: &mut Hot, logged: &mut *mu
         let returns = way < LINE;
         let next = select_unpredictable(returns, *hot.top, way & !(LINE - 1));
         // Where nothing is pushed, that place is free.
-        let name = push & !(LINE - 1);
-        *hot.top.sub(1) = name;
-        hot.top = hot.top.offset(((push << 26) as i32 >> 26) as isize);
-        hot.highest = hot.highest.min(hot.top);
+        *hot.top.sub(1) = push;
+        hot.top = hot.top.byte_offset(isize::from(line.moves[outcomes]));
         hot.bits <<= way & (LINE - 1);
-        **logged = [name, next];
-        *logged = logged.add(usize::from(returns));
+        // In one store: steps are bound by those.
+        *log.add(*logged) = transfer(push, next);
+        *logged += usize::from(returns);
         hot.at = next;
     }
 }
 
 /// A step to a target, if one is due and the node waits for it.
 #[inline(always)]
-unsafe fn step_by_target(lines: *mut Line, hot: &mut Hot, stretch: &Stretch, logged: &mut *mut [u32; 2]) {
+unsafe fn step_by_target(
+    lines: *mut Line,
+    hot: &mut Hot,
+    stretch: &Stretch,
+    log: *mut u64,
+    logged: &mut usize,
+) {
     // SAFETY: the caller's.
     unsafe {
         let line = &*lines.byte_add(hot.at as usize);
         let target = *stretch.targets.get_unchecked(hot.targets);
         let is_due = u32::from(target as u32 == hot.used());
-        let taken = (line.flags / TIP) & is_due & 1;
+        let taken = (line.ret / TIP) & is_due & 1;
         let next = select_unpredictable(taken != 0, (target >> 32) as u32, hot.at);
-        *hot.top.sub(1) = line.ret;
-        let pushes = (line.flags / PUSH) & taken;
-        let pops = (line.flags / RET) & taken;
+        *hot.top.sub(1) = line.ret & !(LINE - 1);
+        let pushes = (line.ret / PUSH) & taken;
+        let pops = (line.ret / RET) & taken;
         // A return that is no compressed one may find the stack empty.
         hot.top = hot.top.sub(pushes as usize).add(pops as usize).min(hot.bottom);
-        hot.highest = hot.highest.min(hot.top);
-        **logged = [hot.at, next];
-        *logged = logged.add(taken as usize);
+        *log.add(*logged) = transfer(hot.at, next);
+        *logged += taken as usize;
         hot.targets += taken as usize;
         hot.bits <<= taken;
         hot.at = next;
@@ -382,17 +400,23 @@ mod tests {
     const LOOP: u32 = 2 * LINE;
     const RETURN: u32 = 3 * LINE;
     const CALLS: u32 = 4 * LINE;
+    const EITHER: u32 = 5 * LINE;
 
     /// Nothing, nowhere, a conditional branch that leads to itself whatever it does, a return, and a branch behind which
-    /// a call leads to itself.
+    /// a call leads to itself. One that calls itself or returns.
     fn lines() -> Vec<Line> {
-        let mut lines: Vec<Line> = [0, 0, 1, 2, 3].map(|id| Line::parked(NodeId(id))).to_vec();
+        let mut lines: Vec<Line> = [0, 0, 1, 2, 3, 4].map(|id| Line::parked(NodeId(id))).to_vec();
         lines[2].next = [LOOP | 2; 4];
-        lines[3].flags = RET | TIP;
+        lines[3].ret = RET | TIP;
         (lines[3].next[2..]).fill(1);
-        (lines[3].push[2..]).fill(RETURN | 1);
+        (lines[3].push[2..]).fill(RETURN);
+        (lines[3].moves[2..]).fill(4);
         lines[4].next = [CALLS | 1; 4];
-        lines[4].push = [LOOP | 63; 4];
+        lines[4].push = [LOOP; 4];
+        lines[4].moves = [-4; 4];
+        lines[5].next = [EITHER | 1, EITHER | 1, 1, 1];
+        lines[5].push = [EITHER; 4];
+        lines[5].moves = [-4, -4, 4, 4];
         lines
     }
 
@@ -407,7 +431,11 @@ mod tests {
         let loads = lane.loads(false);
         assert!(loads > 0);
         let result = batch_of_one(&mut lines, lane, &mut log, loads, false);
-        (result, lines, log.take().to_vec())
+        (result, lines, logged(&mut log))
+    }
+
+    fn logged(log: &mut Log) -> Vec<[u32; 2]> {
+        log.take().iter().map(|transfer| [*transfer as u32, (transfer >> 32) as u32]).collect()
     }
 
     fn stack(lane: &Lane) -> Vec<u32> {
@@ -472,7 +500,7 @@ mod tests {
         let (mut lines, mut log) = (lines(), Log::new());
         let results = batch_of_three(&mut lines, [&mut a, &mut b, &mut c], &mut log, 2, false);
         assert_eq!(results, [Batch::Walked, Batch::TakenBack, Batch::Walked]);
-        let mut left = log.take().to_vec();
+        let mut left = logged(&mut log);
         left.sort_unstable();
         assert_eq!(left, [[RETURN, LOOP], [RETURN, LOOP], [RETURN, RETURN], [RETURN, RETURN]]);
         assert_eq!((b.at, stack(&b)), (RETURN, vec![RETURN, RETURN]));
@@ -489,6 +517,30 @@ mod tests {
             expected.extend(std::iter::repeat_n(LOOP, steps));
             let dropped = expected.len().saturating_sub(DEPTH);
             assert_eq!(stack(&lane), expected[dropped..], "{before}");
+        }
+    }
+
+    /// Up and down, and up again, in one batch.
+    #[test]
+    fn what_a_full_stack_dropped_does_not_come_back() {
+        for before in [0, 13, 30, 38, 39, 40, 41, 62, 63, 64] {
+            for up in [1, 2, 3, 12, 24, 25, 26, 40] {
+                let mut expected: Vec<u32> = (0..before).map(|index| (index + 9) * LINE).collect();
+                let returns = [vec![false; up], vec![true; up - 1], vec![false; 200]].concat();
+                let mut lane = lane(EITHER, &returns, &[], &expected);
+                assert_eq!(run(&mut lane).0, Batch::Walked);
+                for returns in &returns[..LOADS * ROUNDS * STEPS] {
+                    if *returns {
+                        expected.pop();
+                    } else {
+                        expected.push(EITHER);
+                    }
+                    if expected.len() > DEPTH {
+                        expected.remove(0);
+                    }
+                }
+                assert_eq!(stack(&lane), expected, "{before} {up}");
+            }
         }
     }
 }
