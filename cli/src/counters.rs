@@ -46,10 +46,24 @@ impl Counters {
         self.cycles.told = Some(cycles);
     }
 
-    /// A call. What was executed since the last one counts for its step.
+    /// What is executed up to this time must be known: a step is over.
+    #[inline]
+    pub fn is_due(&self, ns: u64) -> bool {
+        self.rates.is_over(ns)
+    }
+
+    /// A call. What was executed up to the first call of a step counts for the one before.
     #[inline]
     pub fn call(&mut self, ns: u64) {
-        self.rates.add(ns, [1, self.executed.take(), self.cycles.take()]);
+        if self.is_due(ns) {
+            self.take();
+        }
+        self.rates.add(ns, [1, 0, 0]);
+    }
+
+    fn take(&mut self) {
+        let amounts = [0, self.executed.take(), self.cycles.take()];
+        self.rates.add_to_last(amounts);
     }
 
     pub fn ratio(&mut self, ns: u64, ratio: u8) {
@@ -59,7 +73,8 @@ impl Counters {
     }
 
     /// Draws what was counted below a track.
-    pub fn write(&self, timeline: &mut Budget, of: Track, config: &PtConfig) -> io::Result<()> {
+    pub fn write(mut self, timeline: &mut Budget, of: Track, config: &PtConfig) -> io::Result<()> {
+        self.take();
         let us = self.rates.step() as f64 / 1e3;
         let calls = self.rates.steps().map(|(at, [calls, ..])| (at, calls as f64 / us));
         curve(timeline, of, "calls/us", calls)?;

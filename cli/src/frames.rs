@@ -5,7 +5,7 @@ use crate::counters::Counters;
 use crate::frame_names::frame_name;
 use crate::load::Loaded;
 use crate::off_cpu::{Away, OffCpu};
-use ptflow_decoder::jobs::calls::{FrameName, FrameSink};
+use ptflow_decoder::jobs::calls::{FrameName, FrameSink, Leaf};
 use ptflow_decoder::ledger::LossReason;
 use ptflow_decoder::units::Ns;
 use ptflow_exporters::budget::{Budget, Folding};
@@ -162,13 +162,13 @@ impl<'n> Frames<'n> {
 
     /// Writes what is known at the end only, and all that is left.
     pub fn finish(mut self, loaded: &Loaded<'_>) -> io::Result<Folding> {
-        if let Some(counters) = self.counters.take() {
+        if let Some(mut counters) = self.counters.take() {
             let off_cpu = OffCpu::of(&loaded.capture);
             for stack in 0..self.tracks.len() {
                 let Some(track) = self.tracks[stack] else { continue };
                 self.turns_off_cpu(stack, track, &off_cpu)?;
-                if let Some(counters) = counters.get(stack) {
-                    counters.write(&mut self.timeline, track, &loaded.capture.config)?;
+                if let Some(counters) = counters.get_mut(stack) {
+                    std::mem::take(counters).write(&mut self.timeline, track, &loaded.capture.config)?;
                 }
             }
         }
@@ -263,6 +263,29 @@ impl FrameSink for Frames<'_> {
         self.timeline.begin(track, at.0, name)
     }
 
+    #[inline]
+    fn leaf(&mut self, stream: usize, leaf: Leaf) -> io::Result<()> {
+        if self.work.is_some() {
+            self.open(stream, leaf.from, leaf.name, false)?;
+            self.executed(stream, leaf.executed);
+            if let Some(cycles) = leaf.cycles {
+                self.cycles(stream, cycles);
+            }
+            return self.close(stream, leaf.to);
+        }
+        self.see(stream, leaf.from, true);
+        if let Some(counters) = self.counters(stream) {
+            counters.executed(leaf.executed);
+            if let Some(cycles) = leaf.cycles {
+                counters.cycles(cycles);
+            }
+        }
+        self.see(stream, leaf.to, false);
+        let name = self.name(leaf.name, false);
+        let track = self.track(stream)?;
+        self.timeline.leaf(track, leaf.from.0, leaf.to.0, name)
+    }
+
     fn close(&mut self, stream: usize, at: Ns) -> io::Result<()> {
         self.see(stream, at, false);
         let track = self.track(stream)?;
@@ -296,6 +319,12 @@ impl FrameSink for Frames<'_> {
         if let Some(executed) = self.work.as_mut().and_then(|work| work.get_mut(stack)) {
             executed.sums.cycles = Some(cycles);
         }
+    }
+
+    #[inline]
+    fn needs_cycles(&self, stack: usize, at: Ns) -> bool {
+        let counters = self.counters.as_ref().and_then(|counters| counters.get(stack));
+        self.work.is_some() || counters.is_some_and(|counters| counters.is_due(at.0))
     }
 
     fn ratio(&mut self, stack: usize, at: Ns, ratio: u8) -> io::Result<()> {

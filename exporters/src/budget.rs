@@ -235,8 +235,8 @@ impl Budget {
         named.is_some_and(|named| named.category == Category::Inlined)
     }
 
-    fn count(&mut self, slice: &Slice, kept: bool) {
-        let Some(Some(named)) = self.names.get_mut(slice.name.0 as usize) else { return };
+    fn count(&mut self, name: Name, ns_of_call: u64, kept: bool) {
+        let Some(Some(named)) = self.names.get_mut(name.0 as usize) else { return };
         let calls = &mut named.calls;
         let (count, ns) = if kept {
             (&mut calls.kept, &mut calls.kept_ns)
@@ -244,7 +244,7 @@ impl Budget {
             (&mut calls.folded, &mut calls.folded_ns)
         };
         *count += 1;
-        *ns = ns.saturating_add(slice.duration());
+        *ns = ns.saturating_add(ns_of_call);
     }
 
     /// The least threshold under which no more than the budget is kept.
@@ -302,7 +302,7 @@ impl Budget {
             if !is_inlined {
                 folded_call = folded_call.or(Some(slice.level));
             }
-            self.count(&slice, false);
+            self.count(slice.name, slice.duration(), false);
         }
         self.stored -= (calling.slices.len() - kept) as u64;
         calling.truncate(kept);
@@ -319,7 +319,7 @@ impl Budget {
                 self.inner.end(track, outer.end, args)?;
             }
             self.inner.begin(track, slice.begin, slice.name)?;
-            self.count(slice, true);
+            self.count(slice.name, slice.duration(), true);
             open.push((slice, Args { folded: slice.folded, work: calling.work(place) }));
         }
         while let Some((outer, args)) = open.pop() {
@@ -429,7 +429,7 @@ impl Budget {
             calling.truncate(place);
             calling.begun = place;
             self.stored -= 1;
-            self.count(&slice, true);
+            self.count(slice.name, slice.duration(), true);
             return self.inner.end(track, ns, args);
         }
         if !is_kept {
@@ -444,11 +444,34 @@ impl Budget {
             take(folded, &slice, true, is_inlined);
             self.stored -= 1;
             self.deep += u64::from(level >= levels);
-            self.count(&slice, false);
+            self.count(slice.name, slice.duration(), false);
         }
         if self.stored > self.room {
             self.raise();
         }
+        Ok(())
+    }
+
+    /// A slice in which no other begins: as [`Self::begin`] and [`Self::end`].
+    #[inline]
+    pub fn leaf(&mut self, track: Track, from: u64, to: u64, name: Name) -> io::Result<()> {
+        let (min_ns, levels, with_work) = (self.min_ns, self.levels(), self.with_work);
+        let calling = self.calling(track);
+        let (level, duration) = (calling.open.len(), to.saturating_sub(from));
+        if calling.notes || duration >= min_ns && level < levels || with_work || self.is_inlined(name) {
+            self.begin(track, from, name)?;
+            return self.end(track, to);
+        }
+        // It is folded before it is stored: most are.
+        let calling = &mut self.tracks[track.0 as usize];
+        calling.last = to;
+        let folded = match calling.open.last() {
+            Some(outer) => &mut calling.slices[*outer].folded,
+            None => &mut self.outside,
+        };
+        folded.take(&Folded::default(), duration, true);
+        self.deep += u64::from(level >= levels);
+        self.count(name, duration, false);
         Ok(())
     }
 

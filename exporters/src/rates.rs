@@ -31,10 +31,23 @@ impl<const N: usize> Rates<N> {
     /// So much happened at `ns`. Times never fall: one that does counts for the step that is going on.
     #[inline]
     pub fn add(&mut self, ns: u64, amounts: [u64; N]) {
-        if ns >= self.end {
+        if self.is_over(ns) {
             self.begin_step(ns);
         }
         add_to(&mut self.going_on, amounts);
+    }
+
+    /// What happens at `ns` is behind the step that is going on, or nothing happened yet.
+    #[inline]
+    pub fn is_over(&self, ns: u64) -> bool {
+        ns >= self.end
+    }
+
+    /// So much more happened in the step that is going on; nowhere, if nothing happened yet.
+    pub fn add_to_last(&mut self, amounts: [u64; N]) {
+        if self.from.is_some() {
+            add_to(&mut self.going_on, amounts);
+        }
     }
 
     #[cold]
@@ -90,10 +103,14 @@ mod tests {
     #[test]
     fn steps_double_until_they_are_few() {
         let mut rates = Rates::<2>::default();
+        rates.add_to_last([3, 3]);
         assert_eq!(rates.steps().next(), None);
+        assert!(rates.is_over(0));
         rates.add(5_000, [1, 10]);
         rates.add(4_000, [1, 0]);
-        rates.add(5_000 + 1023, [1, 0]);
+        rates.add(5_000 + 1023, [0, 0]);
+        assert_eq!((rates.is_over(5_000 + 1023), rates.is_over(5_000 + 1024)), (false, true));
+        rates.add_to_last([1, 0]);
         rates.add(5_000 + 1024, [0, 7]);
         assert_eq!(rates.steps().collect::<Vec<_>>(), [(5_000, [3, 10]), (6_024, [0, 7])]);
         // The last that fits, and the first that does not.

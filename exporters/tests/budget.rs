@@ -132,10 +132,14 @@ fn write(calls: &[Call], events: &[(usize, bool)], limits: Limits) -> (Folding, 
     for name in 0..NAMES {
         budget.name(&name.to_string(), Category::Function);
     }
-    for &(call, begins) in events {
+    let mut events = events.iter().peekable();
+    while let Some(&(call, begins)) = events.next() {
         let slice = &calls[call].slice;
         let track = tracks[slice.track as usize];
-        if begins {
+        // Of the slices without others in them, half are told in one.
+        if call % 2 == 0 && events.next_if_eq(&&(call, false)).is_some() {
+            budget.leaf(track, slice.begin, slice.end, Name(slice.name)).expect("begins and ends");
+        } else if begins {
             budget.begin(track, slice.begin, Name(slice.name)).expect("begins");
         } else {
             budget.end(track, slice.end).expect("ends");

@@ -5,7 +5,7 @@
 //! while the flow was lost, have no instructions and do not count. With a CYC threshold there may be no CYC where tracing
 //! goes off: what it kept back, fewer cycles than the threshold each time, is told only with those that do not count.
 
-use super::timeline::thin;
+use super::timeline::{share, thin};
 
 /// The cycles of one unit.
 #[derive(Clone, Debug, Default)]
@@ -146,7 +146,6 @@ impl Cycles {
             return Some(before);
         }
         let Some(&(end, after)) = self.points.get(*next) else { return Some(total) };
-        let share = ordinal.saturating_sub(begin) as f64 / (end - begin).max(1) as f64;
-        Some(before + ((after - before) as f64 * share) as u64)
+        Some(before + share(after - before, ordinal.saturating_sub(begin), end - begin))
     }
 }

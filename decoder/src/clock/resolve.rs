@@ -18,8 +18,9 @@ impl Tie {
     /// The TSC at a cycle count behind it.
     #[inline]
     fn at(&self, cycles: u64, factor: f64) -> u64 {
-        // Rounded: neither is negative.
-        self.tsc.saturating_add((cycles.wrapping_sub(self.cycles) as f64 * factor + 0.5) as u64)
+        // Rounded: neither is negative. Signed numbers, as all but senseless counts are, convert in fewer instructions.
+        let elapsed = cycles.wrapping_sub(self.cycles) as i64 as f64 * factor + 0.5;
+        self.tsc.saturating_add(elapsed as i64 as u64)
     }
 }
 
@@ -119,13 +120,15 @@ impl Resolver {
             if wanted.as_mut().is_some_and(|(wanted, next)| is_passed_over(notes, index, wanted, next)) {
                 continue;
             }
-            let note = notes[index];
-            self.settle(note.ordinal, self.floating.len() as u64 + 1);
+            let Note { ordinal, cycles, .. } = notes[index];
+            if !self.floating.is_empty() {
+                self.settle(ordinal, self.floating.len() as u64 + 1);
+            }
             if let Some((tie, factor)) = scale {
-                let tsc = tie.at(note.cycles, factor);
+                let tsc = tie.at(cycles, factor);
                 // Where another packet says that it was before, the scale is not right.
-                let exact = tie.dated && tie.sure && tsc <= ceiling;
-                self.timeline.point(note.ordinal, tsc.min(ceiling), exact);
+                let exact = tie.dated & tie.sure & (tsc <= ceiling);
+                self.timeline.point(ordinal, tsc.min(ceiling), exact);
             }
         }
     }

@@ -6,6 +6,7 @@
 
 use super::Cycles;
 use crate::units::Tsc;
+use std::hint::select_unpredictable;
 
 /// What packets said at one ordinal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,8 +27,8 @@ pub(super) struct TimelineBuilder {
     offs: Vec<u64>,
     /// Points from here on have not been thinned yet.
     thinned: usize,
-    /// The point before the last, be it among the points or not.
-    before_last: Option<Point>,
+    /// The point before the last, be it among the points or not: its ordinal, and the last time there.
+    before_last: Option<(u64, u64)>,
     /// Interruptions in front of it.
     offs_before: usize,
     /// Time and instructions between points with no interruption in between.
@@ -43,27 +44,26 @@ impl TimelineBuilder {
     }
 
     /// A packet says that it was `tsc` at this ordinal; `exact` = when the transfer there was.
+    #[inline]
     pub fn point(&mut self, ordinal: u64, tsc: u64, exact: bool) {
-        match self.points.last_mut() {
-            Some(last) if last.ordinal == ordinal => {
-                let sound = tsc >= last.until;
-                last.until = last.until.max(tsc);
-                if exact && sound && !last.exact {
-                    (last.at, last.exact) = (tsc, true);
-                }
+        let Some(last) = self.points.last_mut() else {
+            self.points.push(Point { ordinal, at: tsc, exact, until: tsc });
+            return;
+        };
+        if last.ordinal == ordinal {
+            let sound = tsc >= last.until;
+            last.until = last.until.max(tsc);
+            if exact && sound && !last.exact {
+                (last.at, last.exact) = (tsc, true);
             }
-            last => {
-                // Time never runs backwards; what was to be held back is not exact.
-                let last = last.copied();
-                let floor = last.map_or(0, |last| last.until);
-                let at = tsc.max(floor);
-                if let Some(last) = last {
-                    self.pair(last);
-                    self.before_last = Some(last);
-                }
-                self.points.push(Point { ordinal, at, exact: exact && at == tsc, until: at });
-            }
+            return;
         }
+        let last = *last;
+        self.pair(last.ordinal, last.at);
+        self.before_last = Some((last.ordinal, last.until));
+        // Time never runs backwards; what was to be held back is not exact.
+        let at = tsc.max(last.until);
+        self.points.push(Point { ordinal, at, exact: exact & (at == tsc), until: at });
     }
 
     /// Flow is interrupted between this ordinal and the next.
@@ -74,16 +74,21 @@ impl TimelineBuilder {
     }
 
     /// Nothing comes to the last point any more: what lies between it and the one before counts for the usual rate.
-    fn pair(&mut self, last: Point) {
-        let Some(before) = self.before_last else { return };
-        if self.offs_before < self.offs.len() {
-            let offs = &self.offs[self.offs_before..];
-            self.offs_before += offs.iter().take_while(|off| **off < before.ordinal).count();
+    #[inline]
+    fn pair(&mut self, last: u64, at: u64) {
+        let Some((before, until)) = self.before_last else { return };
+        if self.offs_before < self.offs.len() && self.is_interrupted(before, last) {
+            return;
         }
-        if self.offs.get(self.offs_before).is_none_or(|off| *off >= last.ordinal) {
-            self.ticks += last.at - before.until;
-            self.instructions += last.ordinal - before.ordinal;
-        }
+        self.ticks += at - until;
+        self.instructions += last - before;
+    }
+
+    /// Whether flow was interrupted between two points.
+    fn is_interrupted(&mut self, before: u64, last: u64) -> bool {
+        let offs = &self.offs[self.offs_before..];
+        self.offs_before += offs.iter().take_while(|off| **off < before).count();
+        self.offs.get(self.offs_before).is_some_and(|off| *off < last)
     }
 
     /// Points at lower ordinals are thinned already.
@@ -109,7 +114,7 @@ impl TimelineBuilder {
 
     pub fn finish(mut self) -> Timeline {
         if let Some(last) = self.points.last().copied() {
-            self.pair(last);
+            self.pair(last.ordinal, last.at);
         }
         let Self { points, offs, ticks, instructions, .. } = self;
         let rate = if instructions == 0 { 1.0 } else { ticks as f64 / instructions as f64 };
@@ -228,7 +233,7 @@ impl Timeline {
 
     /// Reads times in rising order of ordinals.
     pub fn reader(&self) -> TimeReader<'_> {
-        TimeReader { timeline: self, next: 0, behind: 0, between: None, offs: 0, offs_end: 0, next_cycles: 0 }
+        TimeReader { timeline: self, before: None, to_come: &self.points, next_cycles: 0, passed_offs: 0 }
     }
 
     /// The first and the last time that a packet gave.
@@ -241,29 +246,24 @@ impl Timeline {
 #[derive(Clone, Debug)]
 pub struct TimeReader<'t> {
     timeline: &'t Timeline,
-    /// Index of the first point behind the ordinal last asked for.
-    next: usize,
-    /// Its ordinal; 0 before anything is asked for.
-    behind: u64,
-    /// That point and the one before; `None` where there are not both.
-    between: Option<Between>,
-    /// Indices of the interruptions between the point before that and it.
-    offs: usize,
-    offs_end: usize,
+    /// The last point that is not behind the ordinal last asked for.
+    before: Option<&'t Point>,
+    /// The points behind it.
+    to_come: &'t [Point],
     /// Index of the first point of cycles behind the ordinal last asked for.
     next_cycles: usize,
+    /// So many interruptions are before the last point that is not.
+    passed_offs: usize,
 }
 
-/// Two points in a row.
-#[derive(Clone, Copy, Debug)]
-struct Between {
-    before: Point,
-    /// Ticks from the one to the other.
-    span: u64,
-    /// Instructions, likewise.
-    count: f64,
-    /// The time at the other.
-    ceiling: u64,
+/// So many of `count` parts of `span`. In whole numbers where they have room: conversions to floating point and back take
+/// longer than the division.
+#[inline]
+pub(super) fn share(span: u64, part: u64, count: u64) -> u64 {
+    if (span | part) >> 32 == 0 {
+        return span * part / count.max(1);
+    }
+    (span as f64 * (part as f64 / count.max(1) as f64)) as u64
 }
 
 impl TimeReader<'_> {
@@ -285,67 +285,53 @@ impl TimeReader<'_> {
 
     #[inline]
     fn known_at(&mut self, ordinal: u64) -> Option<Moment> {
-        if ordinal >= self.behind {
-            self.pass_points(ordinal);
+        while let Some((point, to_come)) = self.to_come.split_first()
+            && point.ordinal <= ordinal
+        {
+            (self.before, self.to_come) = (Some(point), to_come);
         }
-        let Some(Between { before, span, count, ceiling }) = self.between else {
+        let (Some(before), Some(after)) = (self.before, self.to_come.first()) else {
             return self.at_an_end(ordinal);
         };
-        let inexact = |tsc: u64| Some(Moment { tsc: Tsc(tsc), exact: false });
-        if before.ordinal == ordinal {
-            return Some(Moment { tsc: Tsc(before.at), exact: before.exact });
-        }
-        let share = ordinal.saturating_sub(before.ordinal) as f64 / count;
-        let elapsed = match self.offs_end - self.offs {
-            0 => span as f64 * share,
-            all => {
-                let between = &self.timeline.offs[self.offs..self.offs_end];
-                let passed = count_below(between, ordinal) as f64 / all as f64;
-                let walking = self.timeline.ticks(count as u64).min(span);
-                walking as f64 * share + (span - walking) as f64 * passed
-            }
+        let (span, count) = (after.at - before.until, after.ordinal - before.ordinal);
+        let part = ordinal.saturating_sub(before.ordinal);
+        let elapsed = match self.timeline.offs.get(self.passed_offs) {
+            Some(off) if *off < after.ordinal => self.elapsed_with_interruptions(*before, *after, ordinal),
+            _ => share(span, part, count),
         };
-        inexact(before.until.saturating_add(elapsed as u64).min(ceiling))
+        let between = before.until.saturating_add(elapsed).min(after.at);
+        // Half of what is asked for was dated itself, and which half nobody guesses: a branch costs more than the division.
+        let is_here = part == 0;
+        let tsc = select_unpredictable(is_here, before.at, between);
+        Some(Moment { tsc: Tsc(tsc), exact: is_here & before.exact })
     }
 
-    /// Goes on to the points around an ordinal.
-    fn pass_points(&mut self, ordinal: u64) {
-        let Timeline { points, offs, .. } = self.timeline;
-        let first = self.next;
-        while points.get(self.next).is_some_and(|point| point.ordinal <= ordinal) {
-            self.next += 1;
+    /// Ticks from a point to an ordinal in front of the next one, where the flow may have been interrupted in between.
+    #[cold]
+    fn elapsed_with_interruptions(&mut self, before: Point, after: Point, ordinal: u64) -> u64 {
+        let (span, count) = (after.at - before.until, after.ordinal - before.ordinal);
+        let part = ordinal.saturating_sub(before.ordinal);
+        let offs = &self.timeline.offs;
+        self.passed_offs += count_below(&offs[self.passed_offs..], before.ordinal);
+        let offs = &offs[self.passed_offs..];
+        let within = offs.iter().take_while(|off| **off < after.ordinal).count();
+        if within == 0 {
+            return share(span, part, count);
         }
-        let after = points.get(self.next);
-        self.behind = after.map_or(u64::MAX, |after| after.ordinal);
-        let before = self.next.checked_sub(1).and_then(|index| points.get(index));
-        if self.next > first
-            && self.offs_end < offs.len()
-            && let Some(before) = before
-        {
-            self.offs = self.offs_end + count_below(&offs[self.offs_end..], before.ordinal);
-            let within = offs[self.offs..].iter().take_while(|off| **off < self.behind);
-            self.offs_end = self.offs + within.count();
-        } else {
-            self.offs = self.offs_end;
-        }
-        self.between = before.zip(after).map(|(before, after)| Between {
-            before: *before,
-            span: after.at - before.until,
-            count: (after.ordinal - before.ordinal) as f64,
-            ceiling: after.at,
-        });
+        let walking = self.timeline.ticks(count).min(span);
+        let passed = count_below(&offs[..within], ordinal);
+        share(walking, part, count) + share(span - walking, passed as u64, within as u64)
     }
 
     /// Before the first point, or from the last one on.
     fn at_an_end(&self, ordinal: u64) -> Option<Moment> {
-        let points = &self.timeline.points;
-        let tsc = match self.next.checked_sub(1).and_then(|index| points.get(index)) {
+        let tsc = match self.before {
             Some(last) if last.ordinal == ordinal => {
                 return Some(Moment { tsc: Tsc(last.at), exact: last.exact });
             }
             Some(last) => self.timeline.behind(last, ordinal),
             None => {
-                let first = points.first()?;
+                let first = self.timeline.points.first()?;
                 first.at.saturating_sub(self.timeline.ticks(first.ordinal - ordinal))
             }
         };

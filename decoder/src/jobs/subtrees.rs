@@ -89,6 +89,10 @@ impl<S: FrameSink> FrameSink for Subtrees<S> {
         self.sink.cycles(stack, cycles);
     }
 
+    fn needs_cycles(&self, stack: usize, at: Ns) -> bool {
+        self.sink.needs_cycles(stack, at)
+    }
+
     fn uncounted(&mut self, stack: usize) {
         self.sink.uncounted(stack);
     }

@@ -24,13 +24,17 @@ impl TntQueue {
     /// The oldest outcome, which leaves the queue.
     #[inline]
     pub fn take(&mut self) -> Option<bool> {
-        if self.count == 0 {
-            return None;
-        }
-        let bit = self.bits >> 63 != 0;
+        (self.count > 0).then(|| self.shift() != 0)
+    }
+
+    /// The same of a queue that is not empty: 1 = taken.
+    #[inline]
+    pub fn shift(&mut self) -> usize {
+        debug_assert!(self.count > 0);
+        let bit = self.bits >> 63;
         self.bits <<= 1;
         self.count -= 1;
-        Some(bit)
+        bit as usize
     }
 
     pub fn clear(&mut self) {

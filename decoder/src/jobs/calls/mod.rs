@@ -26,13 +26,13 @@
 //! A CPU's units are of several threads: `shared.rs` hands each thread its own steps, in order of time.
 
 mod aside;
+mod fold_unit;
 mod inline_steps;
 mod inlined;
 mod loops;
 mod outer;
 mod shared;
 mod steps;
-mod young;
 
 pub use inline_steps::InlineSteps;
 pub use inlined::{InlinedCode, InlinedId};
@@ -46,14 +46,13 @@ use crate::plan::Unit;
 use crate::profile::CodeAddr;
 use crate::sink::{Mark, Off, Sink, Site};
 use crate::units::{ImageId, Ns};
-use crate::walk::UnitResult;
 use aside::Aside;
+use fold_unit::Young;
 use outer::Outer;
 pub use outer::OuterFrames;
 use shared::Shared;
 use std::sync::Arc;
 use steps::Step;
-use young::Young;
 
 /// What a frame stands for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -83,6 +82,21 @@ pub enum Cut {
     End,
 }
 
+/// A frame in which no other opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leaf {
+    /// When it opened.
+    pub from: Ns,
+    /// When it ended.
+    pub to: Ns,
+    /// What it stands for.
+    pub name: FrameName,
+    /// As [`FrameSink::executed`] and [`FrameSink::cycles`] tell it, at its end.
+    pub executed: u64,
+    /// Likewise; not always told.
+    pub cycles: Option<u64>,
+}
+
 /// Takes the frames of all stacks, each stack's in order: a stack for each stream, or for each thread.
 pub trait FrameSink {
     /// Why a frame could not be taken.
@@ -95,6 +109,16 @@ pub trait FrameSink {
     fn open(&mut self, stream: usize, at: Ns, name: FrameName, inferred: bool) -> Result<(), Self::Error>;
     /// The youngest open frame ends.
     fn close(&mut self, stream: usize, at: Ns) -> Result<(), Self::Error>;
+    /// A frame opens and ends. What was executed before it is told already.
+    #[inline]
+    fn leaf(&mut self, stream: usize, leaf: Leaf) -> Result<(), Self::Error> {
+        self.open(stream, leaf.from, leaf.name, false)?;
+        self.executed(stream, leaf.executed);
+        if let Some(cycles) = leaf.cycles {
+            self.cycles(stream, cycles);
+        }
+        self.close(stream, leaf.to)
+    }
     /// The youngest open frame is cut off: it may have gone on where nothing is known of it. Most jobs end it like any
     /// other.
     fn cut(&mut self, stream: usize, at: Ns, _: Cut) -> Result<(), Self::Error> {
@@ -105,6 +129,11 @@ pub trait FrameSink {
     /// So many core cycles went by in this stack's traced code before what comes next. Never told where no CYC packets
     /// are, or where the job does not [want](Self::CYCLES) them; always behind [`Self::executed`].
     fn cycles(&mut self, _stream: usize, _cycles: u64) {}
+    /// Whether a job that wants cycles needs them up to what comes next, at this time. They may be told all the same: between
+    /// two CYCs they cost a division.
+    fn needs_cycles(&self, _stream: usize, _at: Ns) -> bool {
+        Self::CYCLES
+    }
     /// How much was executed before what comes next is not known to the instruction: it happens between two moments of which
     /// that is known. Most jobs do not care.
     fn uncounted(&mut self, _stream: usize) {}
@@ -231,85 +260,6 @@ impl<F: FrameSink> CallStacks<F> {
         OuterFrames(self.stacks.into_iter().map(|stack| stack.outer.into_frames()).collect())
     }
 
-    /// Takes the next unit of its stream.
-    pub fn take(&mut self, unit: &Unit, steps: &CallSteps, result: &UnitResult) -> Result<(), F::Error> {
-        let mut fold = Fold {
-            stack: &mut self.stacks[unit.stream],
-            sink: &mut self.sink,
-            stream: unit.stream,
-            inlined: self.inlined.as_deref(),
-        };
-        let mut times = result.timeline.reader();
-        let base = fold.stack.instructions;
-        let mut ns = |mark: Mark| match times.at(mark.ordinal) {
-            Some(moment) => self.time.map_or(Ns(moment.tsc.0), |time| time.to_ns(moment.tsc)),
-            None => Ns(base + mark.instructions()),
-        };
-        if unit.after_break && !fold.stack.frames.is_empty() {
-            fold.cut_all(Cut::Gap)?;
-        }
-        fold.sink.unit(unit.stream, unit);
-        let mut gap_from = None;
-        let mut cycles = result.timeline.reader();
-        let cycles_before = fold.stack.cycles;
-        let mut ratios = result.timeline.ratios();
-        for (mark, numbered) in steps.numbered() {
-            let is_ratio_due = ratios.first().is_some_and(|(ordinal, _)| *ordinal < mark.ordinal);
-            if !is_ratio_due && self.young.suffice(fold.stack, steps, numbered) {
-                fold.sink.executed(unit.stream, base + mark.instructions());
-                if F::CYCLES
-                    && let Some(passed) = cycles.cycles_at(mark.ordinal)
-                {
-                    fold.sink.cycles(unit.stream, cycles_before.saturating_add(passed));
-                }
-                fold.stack.now = ns(mark).max(fold.stack.now);
-                self.young.take(&mut fold, steps, numbered)?;
-                continue;
-            }
-            self.young.settle(&mut fold, steps);
-            let Some(step) = steps.step(numbered) else { continue };
-            let reached = if let Step::Gap { begin, .. } = step { begin.ordinal } else { mark.ordinal };
-            while let Some((&(ordinal, ratio), behind)) = ratios.split_first()
-                && ordinal < reached
-            {
-                ratios = behind;
-                fold.stack.now = ns(Mark { ordinal, ..mark }).max(fold.stack.now);
-                fold.step(Step::Ratio(ratio), None)?;
-            }
-            fold.sink.executed(unit.stream, base + mark.instructions());
-            if F::CYCLES
-                && let Some(passed) = cycles.cycles_at(mark.ordinal)
-            {
-                fold.sink.cycles(unit.stream, cycles_before.saturating_add(passed));
-            }
-            // A gap's begin was passed already: frames were open up to there.
-            if let Step::Gap { begin, .. } = step {
-                gap_from = Some(ns(begin).max(fold.stack.now));
-                fold.stack.now = gap_from.unwrap_or_default();
-                fold.cut_all(Cut::Gap)?;
-            }
-            let now = ns(mark).max(fold.stack.now);
-            fold.stack.now = now;
-            fold.step(step, gap_from.take())?;
-        }
-        self.young.settle(&mut fold, steps);
-        for &(ordinal, ratio) in ratios {
-            fold.stack.now = ns(Mark { ordinal, ..result.end }).max(fold.stack.now);
-            fold.step(Step::Ratio(ratio), None)?;
-        }
-        let end = ns(result.end).max(fold.stack.now);
-        fold.stack.now = end;
-        fold.stack.instructions = base + result.end.instructions();
-        fold.sink.executed(unit.stream, fold.stack.instructions);
-        if let Some(cycles) = result.timeline.cycles() {
-            fold.stack.cycles = cycles_before.saturating_add(cycles);
-            if F::CYCLES {
-                fold.sink.cycles(unit.stream, fold.stack.cycles);
-            }
-        }
-        Ok(())
-    }
-
     /// Nothing more comes of a stack's thread, but it is known to have gone on until then: so did what is open.
     pub fn goes_on(&mut self, stack: usize, until: Ns) -> Result<(), F::Error> {
         self.hand_out(None)?;
@@ -423,11 +373,7 @@ impl<F: FrameSink> Fold<'_, F> {
     }
 
     fn open(&mut self, at: Site, returns_to: Option<CodeAddr>, inferred: bool) -> Result<(), F::Error> {
-        let name = match name(at) {
-            // Control came to its first instruction: that is what it can be called by.
-            FrameName::Image(_) if !inferred => FrameName::Unnamed(at.addr),
-            name => name,
-        };
+        let name = if inferred { name(at) } else { name_of_entered(at) };
         let kind = if at.function.resume { Kind::Resume } else { Kind::Plain };
         let shown = !at.function.stub;
         self.push(Frame { name, returns_to, shown, kind, inlined: None }, inferred)
@@ -575,5 +521,14 @@ fn name(at: Site) -> FrameName {
         (Some(function), _) => FrameName::Function(function),
         (None, Some(image)) => FrameName::Image(image),
         (None, None) => FrameName::NoImage,
+    }
+}
+
+/// The name of a function that control came to the first instruction of.
+fn name_of_entered(at: Site) -> FrameName {
+    match name(at) {
+        // That is what it can be called by.
+        FrameName::Image(_) => FrameName::Unnamed(at.addr),
+        name => name,
     }
 }

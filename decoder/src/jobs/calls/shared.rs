@@ -135,7 +135,7 @@ impl<F: FrameSink> CallStacks<F> {
             now
         };
         let mut cycles = result.timeline.reader();
-        let mut cycles_at = |mark: Mark| cycles.cycles_at(mark.ordinal).filter(|_| F::CYCLES);
+        let mut cycles_at = |mark: Mark| if F::CYCLES { cycles.cycles_at(mark.ordinal) } else { None };
         let mut ratios = result.timeline.ratios().iter().copied().peekable();
         let mut ratio = stream.ratio;
         let mut done = Vec::new();

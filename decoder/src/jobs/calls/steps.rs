@@ -12,6 +12,7 @@ use crate::profile::{CodeAddr, EdgeKind};
 use crate::sink::{Branch, Event, Kept, Leave, Mark, Off, Run, Sink, Site};
 use crate::units::ImageId;
 use std::fmt;
+use std::slice;
 use std::sync::Arc;
 
 /// Something that may change the stack.
@@ -140,27 +141,8 @@ impl CallSteps {
 
     /// The steps, in order, with numbers instead of sites.
     #[inline]
-    pub(super) fn numbered(&self) -> impl Iterator<Item = (Mark, Numbered)> {
-        let mut switches = 0;
-        self.steps.iter().filter_map(move |kept| {
-            let [to, returns_to] = kept.words;
-            let step = match kept.at & KIND {
-                CALL => Numbered::Call { to, returns_to },
-                RETURN => Numbered::Return { to },
-                kind @ (JUMP | JUMP_INDIRECT) => Numbered::Jump { to, indirect: kind == JUMP_INDIRECT },
-                RARE => Numbered::Rare(to),
-                ROUNDS => Numbered::Rounds { head: to, times: returns_to },
-                INLINED => Numbered::Inlined(
-                    (kept.words != NOT_INLINED)
-                        .then_some(InlinedId { image: ImageId(to), number: returns_to }),
-                ),
-                _ => {
-                    switches = u64::from(to) | u64::from(returns_to) << 32;
-                    return None;
-                }
-            };
-            Some((Mark { ordinal: kept.at >> ORDINAL, switches }, step))
-        })
+    pub(super) fn numbered(&self) -> NumberedSteps<'_> {
+        NumberedSteps { steps: self.steps.iter(), switches: 0 }
     }
 
     /// What the numbers mean.
@@ -335,6 +317,55 @@ impl CallSteps {
             if to.function.function != info.last_function().function {
                 self.jump(mark, false, SiteTable::node(node.succ[1]), &to);
             }
+        }
+    }
+}
+
+/// Reads a unit's steps.
+pub(super) struct NumberedSteps<'s> {
+    steps: slice::Iter<'s, Kept>,
+    /// The marks' switches so far.
+    switches: u64,
+}
+
+impl NumberedSteps<'_> {
+    /// Takes the next step if it is a return to that number, and before an ordinal.
+    #[inline]
+    pub fn next_return(&mut self, number: u32, before: u64) -> Option<Mark> {
+        let next = self.steps.as_slice().first()?;
+        let ordinal = next.at >> ORDINAL;
+        if next.at & KIND != RETURN || next.words[0] != number || ordinal > before {
+            return None;
+        }
+        self.steps.next();
+        Some(Mark { ordinal, switches: self.switches })
+    }
+}
+
+impl Iterator for NumberedSteps<'_> {
+    type Item = (Mark, Numbered);
+
+    #[inline]
+    fn next(&mut self) -> Option<(Mark, Numbered)> {
+        loop {
+            let kept = self.steps.next()?;
+            let [to, returns_to] = kept.words;
+            let step = match kept.at & KIND {
+                CALL => Numbered::Call { to, returns_to },
+                RETURN => Numbered::Return { to },
+                kind @ (JUMP | JUMP_INDIRECT) => Numbered::Jump { to, indirect: kind == JUMP_INDIRECT },
+                RARE => Numbered::Rare(to),
+                ROUNDS => Numbered::Rounds { head: to, times: returns_to },
+                INLINED => Numbered::Inlined(
+                    (kept.words != NOT_INLINED)
+                        .then_some(InlinedId { image: ImageId(to), number: returns_to }),
+                ),
+                _ => {
+                    self.switches = u64::from(to) | u64::from(returns_to) << 32;
+                    continue;
+                }
+            };
+            return Some((Mark { ordinal: kept.at >> ORDINAL, switches: self.switches }, step));
         }
     }
 }
