@@ -6,7 +6,6 @@
 
 use super::Cycles;
 use crate::units::Tsc;
-use std::hint::select_unpredictable;
 
 /// What packets said at one ordinal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -269,7 +268,7 @@ pub(super) fn share(span: u64, part: u64, count: u64) -> u64 {
 impl TimeReader<'_> {
     /// The time at an ordinal, which must not be lower than the one asked for before; `None` where no packet of the
     /// unit tells any time.
-    #[inline]
+    #[inline(always)]
     pub fn at(&mut self, ordinal: u64) -> Option<Moment> {
         let Moment { tsc, exact } = self.known_at(ordinal)?;
         let floor = Tsc(self.timeline.floor);
@@ -283,7 +282,7 @@ impl TimeReader<'_> {
         self.timeline.cycles.at(ordinal, &mut self.next_cycles)
     }
 
-    #[inline]
+    #[inline(always)]
     fn known_at(&mut self, ordinal: u64) -> Option<Moment> {
         while let Some((point, to_come)) = self.to_come.split_first()
             && point.ordinal <= ordinal
@@ -293,17 +292,17 @@ impl TimeReader<'_> {
         let (Some(before), Some(after)) = (self.before, self.to_come.first()) else {
             return self.at_an_end(ordinal);
         };
+        if before.ordinal == ordinal {
+            return Some(Moment { tsc: Tsc(before.at), exact: before.exact });
+        }
         let (span, count) = (after.at - before.until, after.ordinal - before.ordinal);
         let part = ordinal.saturating_sub(before.ordinal);
         let elapsed = match self.timeline.offs.get(self.passed_offs) {
             Some(off) if *off < after.ordinal => self.elapsed_with_interruptions(*before, *after, ordinal),
             _ => share(span, part, count),
         };
-        let between = before.until.saturating_add(elapsed).min(after.at);
-        // Half of what is asked for was dated itself, and which half nobody guesses: a branch costs more than the division.
-        let is_here = part == 0;
-        let tsc = select_unpredictable(is_here, before.at, between);
-        Some(Moment { tsc: Tsc(tsc), exact: is_here & before.exact })
+        let tsc = before.until.saturating_add(elapsed).min(after.at);
+        Some(Moment { tsc: Tsc(tsc), exact: false })
     }
 
     /// Ticks from a point to an ordinal in front of the next one, where the flow may have been interrupted in between.
