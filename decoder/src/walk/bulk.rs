@@ -356,7 +356,7 @@ unsafe fn step<const ONE: u32>(lines: *mut Line, hot: &mut Hot, log: *mut u64, l
         *hot.top.sub(1) = push;
         hot.top = hot.top.byte_offset(isize::from(line.moves[outcomes]));
         hot.bits <<= way & (LINE - 1);
-        // In one store: steps are bound by those.
+        // In one store, not two.
         *log.add(*logged) = transfer(push, next);
         *logged += usize::from(returns);
         hot.at = next;
