@@ -77,6 +77,14 @@ struct Note {
     kind: Kind,
 }
 
+/// Notes in order.
+#[derive(Clone, Copy)]
+struct Notes<'n> {
+    all: &'n [Note],
+    /// As [`Clock::landmarks`].
+    landmarks: &'n [usize],
+}
+
 /// Takes notes of one unit's timing packets.
 #[derive(Clone, Debug)]
 pub struct Clock {
@@ -99,6 +107,8 @@ pub struct Clock {
     /// No packets were lost since the last TSC packet.
     sure: bool,
     notes: Vec<Note>,
+    /// Which of them are neither [`Kind::Cycles`] nor [`Kind::Reached`]: few, and what is behind them scales what is before.
+    landmarks: Vec<usize>,
     /// Notes up to here can be resolved: this one is a tie of cycles and time.
     tie: usize,
     /// So many notes are worth being resolved at once.
@@ -131,6 +141,7 @@ impl Clock {
             off: false,
             sure: true,
             notes: Vec::new(),
+            landmarks: Vec::new(),
             tie: 0,
             batch: BATCH,
             resolver: Resolver::new(config.max_nonturbo_ratio),
@@ -158,8 +169,9 @@ impl Clock {
     }
 
     fn note(&mut self, ordinal: u64, kind: Kind) {
-        if kind == Kind::Break {
-            self.tie_is_dated = false;
+        if !matches!(kind, Kind::Cycles { .. } | Kind::Reached { .. }) {
+            self.landmarks.push(self.notes.len());
+            self.tie_is_dated &= kind != Kind::Break;
         }
         self.notes.push(Note { ordinal, cycles: self.cycles, kind });
     }
@@ -202,8 +214,14 @@ impl Clock {
         }
         // Where as much is told as there are points, hardly a point could go.
         let few = not_all && 2 * wanted.len() < self.tie;
-        self.resolver.take(&self.notes, self.tie, few.then_some(&wanted));
+        let notes = Notes { all: &self.notes, landmarks: &self.landmarks };
+        self.resolver.take(notes, self.tie, few.then_some(&wanted));
         self.notes.drain(..self.tie);
+        self.landmarks.retain_mut(|index| {
+            let stays = *index >= self.tie;
+            *index = index.saturating_sub(self.tie);
+            stays
+        });
         self.tie = 0;
         if not_all && !few {
             self.resolver.timeline().keep();
@@ -224,6 +242,7 @@ impl Clock {
     /// Nobody wants to know any time but [`Self::now`].
     pub(crate) fn forget(&mut self) {
         self.notes.clear();
+        self.landmarks.clear();
         self.tie = 0;
         self.traced = Cycles::default();
         self.ratios.clear();
@@ -419,7 +438,8 @@ impl Clock {
 
     /// Works out the times.
     pub fn finish(mut self) -> Timeline {
-        self.resolver.take(&self.notes, self.notes.len(), None);
+        let notes = Notes { all: &self.notes, landmarks: &self.landmarks };
+        self.resolver.take(notes, self.notes.len(), None);
         let timeline = self.resolver.finish().until(self.reference);
         timeline.with_rates(self.traced, self.ratios)
     }

@@ -1,7 +1,7 @@
 //! From a unit's notes to points in time, in hindsight: cycles scaled to TSC ticks between moments where both are known.
 
 use super::timeline::{Timeline, TimelineBuilder};
-use super::{Kind, Note};
+use super::{Kind, Note, Notes};
 use std::ops::Range;
 
 /// A moment at which both the cycle count and the TSC are known.
@@ -58,14 +58,17 @@ impl Resolver {
 
     /// Takes so many notes. What is behind those says what they mean: a tie's cycles scale to the next tie. Where not all
     /// times are wanted, but those at some ordinals, cycles that tell none of them are passed over.
-    pub fn take(&mut self, notes: &[Note], count: usize, wanted: Option<&[u64]>) {
+    pub fn take(&mut self, Notes { all: notes, landmarks }: Notes<'_>, count: usize, wanted: Option<&[u64]>) {
         let mut next_wanted = 0;
-        let mut next_anchor = 0;
+        let mut anchors = Anchors { notes, landmarks };
+        // Landmarks that are passed.
+        let mut passed = 0;
         let mut index = 0;
         let count = count.min(notes.len());
         while index < count {
             let note = &notes[index];
             index += 1;
+            passed += usize::from(!matches!(note.kind, Kind::Cycles { .. } | Kind::Reached { .. }));
             match note.kind {
                 Kind::Anchor { tsc, dated, sure } => {
                     self.floating.push((note.ordinal, tsc));
@@ -73,13 +76,12 @@ impl Resolver {
                     if dated || self.tie.is_none_or(|tie| !tie.dated) {
                         let tie = Tie { cycles: note.cycles, tsc, dated, sure };
                         self.tie = Some(tie);
-                        self.factor = self.ahead(&notes[index..], tie);
+                        self.factor = self.ahead(notes, landmarks.get(passed..).unwrap_or_default(), tie);
                         self.last_factor = self.factor.or(self.last_factor);
                     }
                 }
                 OWN => {
-                    next_anchor = next_anchor.max(index);
-                    let ceiling = ceiling(notes, &mut next_anchor);
+                    let ceiling = anchors.ceiling(index);
                     let run = notes[index..count].iter().take_while(|note| note.kind == OWN).count();
                     let run = index - 1..index + run;
                     index = run.end;
@@ -87,8 +89,7 @@ impl Resolver {
                 }
                 Kind::Cycles { .. } => {
                     if let Some(tsc) = self.scale(note.cycles) {
-                        next_anchor = next_anchor.max(index);
-                        self.floating.push((note.ordinal, tsc.min(ceiling(notes, &mut next_anchor))));
+                        self.floating.push((note.ordinal, tsc.min(anchors.ceiling(index))));
                     }
                 }
                 Kind::Reached { here } => {
@@ -188,9 +189,9 @@ impl Resolver {
     /// Ticks per cycle from a tie to the next one. None where the cycle counter may have stood still on the way, where
     /// the clock rate changed, or where the figure is more than a quarter above what CBR says (as in the kernel's
     /// decoder, `intel_pt_calc_cyc_to_tsc`).
-    fn ahead(&self, notes: &[Note], tie: Tie) -> Option<f64> {
+    fn ahead(&self, notes: &[Note], landmarks: &[usize], tie: Tie) -> Option<f64> {
         let mut by_ratio = self.by_ratio;
-        for note in notes {
+        for note in landmarks.iter().filter_map(|index| notes.get(*index)) {
             match note.kind {
                 Kind::Anchor { tsc: next, dated, .. } if dated || !tie.dated => {
                     let elapsed = note.cycles.wrapping_sub(tie.cycles);
@@ -234,13 +235,23 @@ fn is_passed_over(notes: &[Note], index: usize, wanted: &[u64], next: &mut usize
     wanted.get(*next).is_none_or(|wanted| *wanted >= behind.ordinal)
 }
 
-/// The time that the next anchor gives, from `at` on.
-fn ceiling(notes: &[Note], at: &mut usize) -> u64 {
-    while let Some(note) = notes.get(*at) {
-        if let Kind::Anchor { tsc, .. } = note.kind {
-            return tsc;
+/// The anchors that are not passed.
+struct Anchors<'n> {
+    notes: &'n [Note],
+    landmarks: &'n [usize],
+}
+
+impl Anchors<'_> {
+    /// The time that the first one gives, from a note on.
+    fn ceiling(&mut self, from: usize) -> u64 {
+        while let Some((index, behind)) = self.landmarks.split_first() {
+            if let Some(Note { kind: Kind::Anchor { tsc, .. }, .. }) = self.notes.get(*index)
+                && *index >= from
+            {
+                return *tsc;
+            }
+            self.landmarks = behind;
         }
-        *at += 1;
+        u64::MAX
     }
-    u64::MAX
 }
