@@ -266,19 +266,12 @@ impl FrameSink for Frames<'_> {
     #[inline]
     fn leaf(&mut self, stream: usize, leaf: Leaf) -> io::Result<()> {
         if self.work.is_some() {
-            self.open(stream, leaf.from, leaf.name, false)?;
-            self.executed(stream, leaf.executed);
-            if let Some(cycles) = leaf.cycles {
-                self.cycles(stream, cycles);
-            }
-            return self.close(stream, leaf.to);
+            return leaf.open_and_close(self, stream);
         }
         self.see(stream, leaf.from, true);
-        if let Some(counters) = self.counters(stream) {
-            counters.executed(leaf.executed);
-            if let Some(cycles) = leaf.cycles {
-                counters.cycles(cycles);
-            }
+        self.executed(stream, leaf.executed);
+        if let Some(cycles) = leaf.cycles {
+            self.cycles(stream, cycles);
         }
         self.see(stream, leaf.to, false);
         let name = self.name(leaf.name, false);

@@ -97,6 +97,18 @@ pub struct Leaf {
     pub cycles: Option<u64>,
 }
 
+impl Leaf {
+    /// Tells it as any other frame.
+    pub fn open_and_close<F: FrameSink + ?Sized>(self, sink: &mut F, stream: usize) -> Result<(), F::Error> {
+        sink.open(stream, self.from, self.name, false)?;
+        sink.executed(stream, self.executed);
+        if let Some(cycles) = self.cycles {
+            sink.cycles(stream, cycles);
+        }
+        sink.close(stream, self.to)
+    }
+}
+
 /// Takes the frames of all stacks, each stack's in order: a stack for each stream, or for each thread.
 pub trait FrameSink {
     /// Why a frame could not be taken.
@@ -112,12 +124,7 @@ pub trait FrameSink {
     /// A frame opens and ends. What was executed before it is told already.
     #[inline]
     fn leaf(&mut self, stream: usize, leaf: Leaf) -> Result<(), Self::Error> {
-        self.open(stream, leaf.from, leaf.name, false)?;
-        self.executed(stream, leaf.executed);
-        if let Some(cycles) = leaf.cycles {
-            self.cycles(stream, cycles);
-        }
-        self.close(stream, leaf.to)
+        leaf.open_and_close(self, stream)
     }
     /// The youngest open frame is cut off: it may have gone on where nothing is known of it. Most jobs end it like any
     /// other.
