@@ -70,6 +70,13 @@ enum Kind {
     Off,
 }
 
+impl Kind {
+    /// All but counts of cycles and transfers: few, and what is behind them scales what is before.
+    fn is_landmark(self) -> bool {
+        !matches!(self, Self::Cycles { .. } | Self::Reached { .. })
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Note {
     ordinal: u64,
@@ -107,7 +114,7 @@ pub struct Clock {
     /// No packets were lost since the last TSC packet.
     sure: bool,
     notes: Vec<Note>,
-    /// Which of them are neither [`Kind::Cycles`] nor [`Kind::Reached`]: few, and what is behind them scales what is before.
+    /// Which of them are [landmarks](Kind::is_landmark).
     landmarks: Vec<usize>,
     /// Notes up to here can be resolved: this one is a tie of cycles and time.
     tie: usize,
@@ -169,7 +176,7 @@ impl Clock {
     }
 
     fn note(&mut self, ordinal: u64, kind: Kind) {
-        if !matches!(kind, Kind::Cycles { .. } | Kind::Reached { .. }) {
+        if kind.is_landmark() {
             self.landmarks.push(self.notes.len());
             self.tie_is_dated &= kind != Kind::Break;
         }

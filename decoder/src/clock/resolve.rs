@@ -68,7 +68,7 @@ impl Resolver {
         while index < count {
             let note = &notes[index];
             index += 1;
-            passed += usize::from(!matches!(note.kind, Kind::Cycles { .. } | Kind::Reached { .. }));
+            passed += usize::from(note.kind.is_landmark());
             match note.kind {
                 Kind::Anchor { tsc, dated, sure } => {
                     self.floating.push((note.ordinal, tsc));

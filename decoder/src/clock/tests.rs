@@ -365,3 +365,12 @@ fn ratios_are_told_where_they_change() {
     }
     assert_eq!(clock.finish().ratios(), [(0, 20), (70, 30), (95, 20)]);
 }
+
+/// Whatever a trace claims, a share is no more than the whole.
+#[test]
+fn shares() {
+    assert_eq!(timeline::share(10, 1, 3), 3);
+    assert_eq!(timeline::share(1 << 40, 1, 2), 1 << 39);
+    assert_eq!(timeline::share(7, 0, 0), 0);
+    assert_eq!(timeline::share(u64::MAX - 1, u64::MAX - 1, u64::MAX), u64::MAX - 1);
+}

@@ -262,7 +262,8 @@ pub(super) fn share(span: u64, part: u64, count: u64) -> u64 {
     if (span | part) >> 32 == 0 {
         return span * part / count.max(1);
     }
-    (span as f64 * (part as f64 / count.max(1) as f64)) as u64
+    // Rounded up, it could be more than all.
+    ((span as f64 * (part as f64 / count.max(1) as f64)) as u64).min(span)
 }
 
 impl TimeReader<'_> {
