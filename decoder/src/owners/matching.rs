@@ -43,14 +43,14 @@ const MOST_AHEAD: usize = 64;
 // What speaks against a way; only the order of magnitude matters.
 /// User code goes on, but nobody runs.
 const NOBODY: u64 = 4_000;
-/// The kernel says that another thread ran up to here.
-const OTHER: u64 = 4_000;
-/// Tracing started anew, but not for a switch: worse than any delay.
-const NO_REASON: u64 = 1_000;
-/// A switch, but tracing was not stopped for it.
-const NO_STOP: u64 = 1_000;
-/// Either, where no AUX records tell who ran: then nothing else speaks against putting two late switches into one pause.
-const NO_RESTART: u64 = 4_000;
+/// The kernel says that another thread ran up to here. Of two threads that take turns faster than their records come,
+/// nothing else tells: it outweighs the delays of many records.
+const OTHER: u64 = 20_000;
+/// Tracing started anew, but not for a switch: worse than any delay, or two late switches would go into one pause.
+const NO_REASON: u64 = 4_000;
+/// A switch, but tracing was not stopped for it. Better than a record's delay: between threads whose events are clones of
+/// the same ones the kernel lets the tracer run (linux `kernel/events/core.c`, `perf_event_context_sched_out`).
+const NO_STOP: u64 = 200;
 /// The record is not from within the pause; more, the later it is.
 const LATE: u64 = 300;
 const LATER: u64 = 500;
@@ -133,8 +133,20 @@ impl<'s> Matching<'s> {
             early if early <= self.slack => return SOON,
             _ => return EARLY,
         }
-        let Some(before) = pause.before else { return 0 };
+        // That nobody runs is told with who comes: one record's delay counts.
+        let Some(before) = pause.before.filter(|_| turn.thread.is_some()) else { return 0 };
         self.lateness(since.saturating_sub(before.0))
+    }
+
+    /// Whether the tracer was stopped in a pause, where that tells of a switch; `None` where it is not known.
+    fn stopped(&self, pause: &Pause) -> Option<bool> {
+        match (self.stops && !pause.broken, self.ends_stop) {
+            (false, _) => None,
+            (true, false) => Some(pause.restarted),
+            // A TSC packet alone: the AUX record is lost, or the core woke up.
+            (true, true) if pause.restarted && pause.ran.is_none() => None,
+            (true, true) => Some(pause.ran.is_some()),
+        }
     }
 
     /// Takes the next pause.
@@ -149,9 +161,7 @@ impl<'s> Matching<'s> {
         let most = most.min(lowest + MOST_AHEAD).min(self.turns.len());
         // At the end every switch has been.
         let least = if pause.ends { least } else { most };
-        // The kernel stops the tracer and ends the AUX record; where no such records are known, there is a TSC packet at
-        // least, as there is when a core wakes up.
-        let stopped = if self.ends_stop { pause.ran.is_some() } else { pause.restarted };
+        let stopped = self.stopped(&pause);
         let mut next: Vec<Way> = Vec::with_capacity(self.ways.len() + 2);
         for way in &self.ways {
             let mut cost = way.cost;
@@ -160,15 +170,12 @@ impl<'s> Matching<'s> {
             }
             let mut put = way.put;
             loop {
-                let mut total = cost;
-                if self.stops && !pause.broken {
-                    total += match (put == way.put, stopped) {
-                        (switched, stopped) if switched != stopped => 0,
-                        _ if !self.ends_stop => NO_RESTART,
-                        (true, _) => NO_REASON,
-                        (false, _) => NO_STOP,
-                    };
-                }
+                let unlikely = match (put != way.put, stopped) {
+                    (false, Some(true)) => NO_REASON,
+                    (true, Some(false)) => NO_STOP,
+                    _ => 0,
+                };
+                let mut total = cost + unlikely;
                 if pause.ends && self.runs(put).is_none() {
                     total += NOBODY;
                 }

@@ -160,12 +160,14 @@ struct Slice {
     ticks: u64,
     syscalls: u64,
     late: u64,
+    away: u64,
     idle: bool,
 }
 
 fn slices(shortest: u64, latest: u64) -> impl Strategy<Value = Vec<Slice>> {
-    let slice = (0..4u32, shortest..60_000, 0..6u64, 0..=latest, any::<bool>())
-        .prop_map(|(thread, ticks, syscalls, late, idle)| Slice { thread, ticks, syscalls, late, idle });
+    let slice = (0..4u32, shortest..60_000, 0..6u64, 0..=latest, 0..1_000u64, any::<bool>()).prop_map(
+        |(thread, ticks, syscalls, late, away, idle)| Slice { thread, ticks, syscalls, late, away, idle },
+    );
     proptest::collection::vec(slice, 1..60)
 }
 
@@ -178,10 +180,15 @@ fn write(slices: &[Slice], stops: bool, with_ends: bool) -> Cpu {
         let late = slice.late.max(late_until.max(cpu.now) - cpu.now);
         late_until = cpu.now + late;
         cpu.switch(Some(slice.thread), late);
-        // The kernel is on its way back to user code.
-        cpu.pass(if stops { 200 } else { slice.late + 200 });
+        // The kernel is on its way back to user code; a tracer that is stopped says nothing.
+        match stops {
+            true => cpu.now += slice.away,
+            false => cpu.pass(slice.late + 200),
+        }
         cpu.run(slice.thread, slice.ticks, slice.syscalls, stops || index == 0);
-        cpu.pass(700);
+        if !stops {
+            cpu.pass(700);
+        }
         if with_ends {
             cpu.end(slice.thread);
         }
@@ -220,18 +227,47 @@ proptest! {
         prop_assert_eq!(wrong, []);
     }
 
-    /// With the ends of AUX records, threads may come and go faster than their records.
+    /// With the ends of AUX records, threads may come and go faster than their records; whether those tell of each
+    /// thread alone when it leaves and when it comes, or of who follows whom.
     #[test]
-    fn threads_that_run_for_a_moment(slices in slices(1_000, 10_000)) {
+    fn threads_that_run_for_a_moment(slices in slices(0, 10_000), threads in 2..5u32, longest in 1_000..30_000u64, apart: bool) {
         let slices: Vec<Slice> = slices
             .iter()
             .scan(None, |last, slice| {
-                let thread = if *last == Some(slice.thread) { (slice.thread + 1) % 4 } else { slice.thread };
+                let thread = slice.thread % threads;
+                let thread = if *last == Some(thread) { (thread + 1) % threads } else { thread };
                 *last = Some(thread);
-                Some(Slice { thread, idle: false, ..slice.clone() })
+                Some(Slice { thread, idle: false, ticks: slice.ticks % longest, ..slice.clone() })
             })
             .collect();
-        prop_assert_eq!(write(&slices, true, true).wrong(), []);
+        let mut cpu = write(&slices, true, true);
+        if apart {
+            let turns = std::mem::take(&mut cpu.schedule.turns);
+            let nobody = |turn: &Turn| Turn { thread: None, ..*turn };
+            cpu.schedule.turns = turns.iter().flat_map(|turn| [nobody(turn), *turn]).collect();
+        }
+        prop_assert_eq!(cpu.wrong(), []);
+    }
+
+    /// Between threads whose events are clones the kernel lets the tracer run; what it writes of that is from within the
+    /// pause.
+    #[test]
+    fn a_tracer_that_stops_at_some_switches(slices in slices(14_000, 3_000)) {
+        let mut cpu = Cpu::new(true);
+        let mut stopped = true;
+        for slice in &slices {
+            cpu.psb_if_due(None);
+            cpu.switch(Some(slice.thread), slice.late);
+            cpu.pass(slice.late + 200);
+            cpu.run(slice.thread, slice.ticks, slice.syscalls, stopped);
+            cpu.pass(700);
+            stopped = slice.idle;
+            if stopped {
+                cpu.end(slice.thread);
+            }
+        }
+        cpu.end(slices[slices.len() - 1].thread);
+        prop_assert_eq!(cpu.wrong(), []);
     }
 
     /// The tracer runs through: records are from within the pause. Pauses are further apart than timing packets: no more
@@ -313,6 +349,21 @@ fn without_a_clock_the_ends_tell() {
     schedule.ends.iter_mut().for_each(|told| told.from = told.end);
     let found = changes(&TraceStream::default(), &untimed, &schedule);
     assert!(found.iter().all(|change| change.thread.is_none()), "{found:?}");
+}
+
+/// The last turn is over before any packet tells a time behind it; its record is late.
+#[test]
+fn a_last_turn_that_is_short() {
+    let mut cpu = Cpu::new(true);
+    cpu.psb_if_due(None);
+    cpu.switch(Some(1), 0);
+    cpu.run(1, 10_000, 3, true);
+    cpu.end(1);
+    cpu.now += 5_000;
+    cpu.switch(Some(2), 10_000);
+    cpu.run(2, 50, 0, true);
+    cpu.end(2);
+    assert_eq!(cpu.wrong(), []);
 }
 
 /// A long stretch without a switch is not looked at; what comes behind it is right all the same.
