@@ -94,6 +94,18 @@ fn make(case: &str, bytes: usize) -> Recorded {
             wire.ip(Packet::Fup, START + round % CODE);
             wire.tip(START + round * 3 % CODE);
         }),
+        // Tracing stops all the time, and only the first and the last packet tell when.
+        "stops" => {
+            let mut recorded = written(&returns(), bytes, |wire, round| {
+                if round == 0 {
+                    wire.put(Packet::Tsc { tsc: 1_000_000 });
+                }
+                wire.put(Packet::TipPgd(IpPayload::SUPPRESSED));
+                wire.ip(Packet::TipPge, START);
+            });
+            encode(&Packet::Tsc { tsc: 1_000_000_000 }, &mut recorded.trace);
+            recorded
+        }
         // Time runs to and fro.
         "times" => written(&returns(), bytes, |wire, round| {
             wire.put(Packet::Tsc { tsc: round.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 8 });

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::Mutex;
 
 /// Every case of `examples/hostile.rs`.
-const CASES: [&str; 13] = [
+const CASES: [&str; 14] = [
     "windows",
     "desyncs",
     "cycles",
@@ -23,6 +23,7 @@ const CASES: [&str; 13] = [
     "circles",
     "calls",
     "overflows",
+    "stops",
     "times",
     "noise",
 ];
@@ -33,7 +34,7 @@ const FACTOR: f64 = 2.3;
 
 #[test]
 fn work_is_linear() {
-    linear(&["windows", "desyncs", "psbs", "targets", "nowhere"], 64 << 10);
+    linear(&["windows", "desyncs", "psbs", "targets", "nowhere", "stops"], 64 << 10);
 }
 
 #[test]

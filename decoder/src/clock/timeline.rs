@@ -314,7 +314,7 @@ impl TimeReader<'_> {
         let offs = &self.timeline.offs;
         self.passed_offs += count_below(&offs[self.passed_offs..], before.ordinal);
         let offs = &offs[self.passed_offs..];
-        let within = offs.iter().take_while(|off| **off < after.ordinal).count();
+        let within = count_below(offs, after.ordinal);
         if within == 0 {
             return share(span, part, count);
         }
