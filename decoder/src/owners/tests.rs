@@ -250,16 +250,16 @@ proptest! {
     }
 
     /// Between threads whose events are clones the kernel lets the tracer run; what it writes of that is from within the
-    /// pause.
+    /// pause, and a stop a little before is not for it. Pauses are further apart than timing packets.
     #[test]
-    fn a_tracer_that_stops_at_some_switches(slices in slices(14_000, 3_000)) {
+    fn a_tracer_that_stops_at_some_switches(slices in slices(3_000, 1_000)) {
         let mut cpu = Cpu::new(true);
         let mut stopped = true;
         for slice in &slices {
             cpu.psb_if_due(None);
             cpu.switch(Some(slice.thread), slice.late);
             cpu.pass(slice.late + 200);
-            cpu.run(slice.thread, slice.ticks, slice.syscalls, stopped);
+            cpu.run(slice.thread, slice.ticks, 0, stopped);
             cpu.pass(700);
             stopped = slice.idle;
             if stopped {
